@@ -1,0 +1,1 @@
+"""Backing library of the workbench: data, verification, model, training, evaluation, reports."""

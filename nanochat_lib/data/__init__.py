@@ -1,0 +1,1 @@
+"""From raw Rust to verified rows, tokens and batches."""

@@ -1,0 +1,1 @@
+"""Task sets, pass@k and the evaluation suite."""

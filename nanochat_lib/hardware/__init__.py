@@ -1,0 +1,1 @@
+"""The real machine and the plan of a profile on it."""

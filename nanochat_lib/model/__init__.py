@@ -1,0 +1,1 @@
+"""Ternary LoopLM: layers, model, checkpoints and the packed decode engine."""

@@ -1,0 +1,1 @@
+"""Export of a checkpoint: safetensors, GGUF, model card."""

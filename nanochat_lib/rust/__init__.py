@@ -1,0 +1,1 @@
+"""Verification of Rust programs by the real compiler, in a sandbox."""

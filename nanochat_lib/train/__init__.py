@@ -1,0 +1,1 @@
+"""Training stages: pre-training, gate, MaxRL and long context."""
