@@ -1,0 +1,1 @@
+"""TinyRust: a graded world of small, documented, tested Rust functions (entry: `generate`)."""
