@@ -1,0 +1,39 @@
+# Everything a newcomer needs: make demo, make test, make lab. Each sets up .venv by itself.
+PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3.13 python3,$(shell command -v $(v) 2>/dev/null)))
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: demo test test-all lab bench lint clean check-tools
+
+demo: $(STAMP)
+	$(BIN)/nanochat run --profile laptop
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+test-all: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,hub]'
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_tour.ipynb
+
+bench: $(STAMP)
+	$(BIN)/python -m kernels.bench --json reports/bench_cpu.json
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+check-tools:
+	@command -v rustc >/dev/null || { echo "rustc is not on PATH: install Rust from https://rustup.rs (or your distribution's rustc), then run make again." >&2; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: install it, or run make PYTHON=/path/to/python3.11." >&2; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt | check-tools
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

@@ -1,0 +1,279 @@
+"""The `nanochat` command: run the stages, look at runs, plan a machine, judge Rust.
+
+Exit codes: 0 done, 1 a problem the user can mend (one paragraph on standard error), 2 wrong usage,
+130 interrupted (the run can be resumed).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nanochat_lib.config import RunConfig, load_profile
+from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+Profile = Annotated[str, typer.Option(help="profile name, or the path of a .toml file")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="override, e.g. --set pretrain.total_steps=20")
+]
+RunsDir = Annotated[Path, typer.Option(help="folder of the run folders")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+def main() -> None:
+    """Run the command line; problems the user can mend are one paragraph, not a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except WorkbenchError as error:
+        Console(stderr=True).print(f"nanochat: {error}", style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as stopped:
+        Console(stderr=True).print(f"\n{stopped or 'Interrupted.'}", markup=False)
+        raise SystemExit(130) from None
+
+
+@app.command()
+def run(
+    profile: Profile = "laptop",
+    run_id: Annotated[str, typer.Option(help="name of the run; default: profile and time")] = "",
+    settings: Setting = None,
+    stages: Annotated[str, typer.Option(help="comma-separated stages; default: all")] = "",
+    seed: Annotated[int, typer.Option(help="seed of data order, weights and sampling")] = 0,
+    resume: Annotated[bool, typer.Option(help="continue a run; skips what is done")] = False,
+    runs_dir: RunsDir = REPORTS_DIR / "runs",
+) -> None:
+    """Run all stages headless, in order, and end in an HTML report."""
+    from nanochat_lib import pipeline
+    from nanochat_lib.rust.toolchain import find_toolchain
+
+    overrides = parse_settings(settings or [])
+    config = load_profile(profile, {"seed": seed, **overrides})
+    chosen = pipeline.choose_stages(name.strip() for name in stages.split(",") if name.strip())
+    find_toolchain()
+    opened = _open_or_create(config, run_id, runs_dir, resume=resume)
+    console.print(f"run [bold]{opened.run_id}[/bold]  folder {opened.dir}", highlight=False)
+    parameters = pipeline.notebook_parameters(profile, overrides, seed)
+    shown = _ProgressLines()
+    pipeline.run_pipeline(opened, chosen, parameters, on_progress=shown)
+    if (opened.dir / "report.html").exists():
+        console.print(f"report  {opened.dir / 'report.html'}", soft_wrap=True)
+        console.print(f"index   {runs_dir.parent / 'index.html'}", soft_wrap=True)
+
+
+@app.command()
+def runs(runs_dir: RunsDir = REPORTS_DIR / "runs", as_json: JsonFlag = False) -> None:
+    """List the runs with their status, the newest first."""
+    _show(list_runs(runs_dir).to_dicts(), as_json, empty=f"No runs in {runs_dir} yet.")
+
+
+@app.command()
+def plan(profile: Profile = "laptop", settings: Setting = None, as_json: JsonFlag = False) -> None:
+    """Show what a profile asks for: parameters, time, memory, and what does not add up."""
+    from nanochat_lib.hardware.planner import make_plan
+
+    made = make_plan(load_profile(profile, parse_settings(settings or [])))
+    if as_json:
+        typer.echo(json.dumps(made.as_dict(), indent=1))
+        return
+    _show(made.rows(), False, title=f"Plan of profile {profile}")
+    _show(made.memory_rows(), False, title="Memory by part")
+    for finding in made.findings:
+        console.print(f"[yellow]•[/yellow] {finding.text}", highlight=False)
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help=".rs files or folders of them")],
+    level: Annotated[str, typer.Option(help="syntax, check, build or test")] = "test",
+    as_json: JsonFlag = False,
+    allow_unsandboxed: Annotated[
+        bool, typer.Option(help="judge even when no sandbox is available")
+    ] = False,
+) -> None:
+    """Judge Rust programs by rustc in the sandbox; one line per program."""
+    from nanochat_lib.config import VerifyConfig
+    from nanochat_lib.records import Program, Verdict, as_row
+    from nanochat_lib.rust.verify import verify as judge
+
+    programs = [Program(str(path), _read_rust(path)) for path in _rust_files(paths)]
+    found = judge(programs, level, config=VerifyConfig(allow_unsandboxed=allow_unsandboxed))
+    for result in found:
+        if as_json:
+            row = {"path": result.program_id, **as_row(result), "codes": list(result.codes)}
+            typer.echo(json.dumps(row, default=str))
+        else:
+            codes = " ".join(result.codes)
+            console.print(f"{result.verdict:15} {result.program_id} {codes}", highlight=False)
+    if not all(result.verdict is Verdict.PASSED for result in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    tasks: Annotated[str, typer.Option(help="'builtin' or a task file")] = "builtin",
+    completions: Annotated[
+        str, typer.Option(help="'canonical', or JSON lines with task_id and completion")
+    ] = "canonical",
+    out: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
+) -> None:
+    """Judge completions of a task set without a model."""
+    from nanochat_lib.evals import suite
+    from nanochat_lib.evals.tasks import load_tasks
+
+    chosen = load_tasks(tasks)
+    result = suite.judge_file(chosen, completions)
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    _show(result["rates"], False, title=f"{tasks}: {len(chosen)} tasks, completions {completions}")
+
+
+@app.command()
+def kernels(as_json: JsonFlag = False) -> None:
+    """Show the ternary kernels and which of them this machine runs."""
+    import kernels as kernel_package
+
+    _show(kernel_package.describe(), as_json, title="Ternary kernels")
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint folder, e.g. .../maxrl/final")],
+    prompt: Annotated[str, typer.Option(help="doc comment and signature up to the brace")],
+    max_new_tokens: Annotated[int, typer.Option(help="longest completion in tokens")] = 160,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    exit_threshold: Annotated[float, typer.Option(help="leave the loops at this exit cdf")] = 1.0,
+) -> None:
+    """Write Rust with a checkpoint and the packed decode engine."""
+    from nanochat_lib.evals.suite import complete_prompt
+
+    text = complete_prompt(
+        checkpoint,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        exit_threshold=exit_threshold,
+    )
+    typer.echo(prompt.rstrip() + text)
+
+
+@app.command()
+def report(
+    run_id: Annotated[str, typer.Argument(help="run to write the report of")],
+    runs_dir: RunsDir = REPORTS_DIR / "runs",
+    self_contained: Annotated[
+        bool, typer.Option(help="embed the plotting script in the page")
+    ] = True,
+) -> None:
+    """Write a run's HTML report again, and the index of all runs."""
+    from nanochat_lib.report.index import write_index
+    from nanochat_lib.report.page import write_run_report
+
+    opened = open_run(run_id, runs_dir)
+    typer.echo(write_run_report(opened.dir, self_contained=self_contained))
+    typer.echo(write_index(runs_dir.parent))
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Turn `key=value` texts into overrides; values are JSON where they parse, else text."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise WorkbenchError(f"--set expects key=value, found {setting!r}.")
+        try:
+            overrides[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            overrides[key.strip()] = text
+    return overrides
+
+
+def _open_or_create(config: RunConfig, run_id: str, runs_dir: Path, *, resume: bool) -> Run:
+    if not resume:
+        return create_run(config, run_id or _new_run_id(config.profile), runs_dir)
+    if not run_id:
+        same = [
+            r["run_id"] for r in list_runs(runs_dir).to_dicts() if r["profile"] == config.profile
+        ]
+        if not same:
+            raise WorkbenchError(f"There is no run of profile {config.profile!r} to resume.")
+        run_id = same[0]
+    return open_run(run_id, runs_dir, config)
+
+
+def _new_run_id(profile: str) -> str:
+    return f"{profile}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+class _ProgressLines:
+    """Show progress: one line updated in place on a terminal, a line per change elsewhere."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self.status = console.status("") if console.is_terminal else None
+
+    def __call__(self, progress: Any) -> None:
+        place = f"stage {progress.number} of {progress.n_stages} {progress.stage}"
+        if progress.status == "running":
+            step = f" {progress.done}/{progress.total} {progress.text}" if progress.total else ""
+            line = f"{place}{step}  about {progress.eta_s / 60:.0f} min left"
+        else:
+            line = f"{place}: {progress.status}"
+        if self.status and progress.status == "running":
+            self.status.start()
+            self.status.update(line)
+        elif progress.status != "running" or place != self.last:
+            if self.status:
+                self.status.stop()
+            console.print(line, highlight=False)
+        self.last = place
+
+
+def _rust_files(paths: list[Path]) -> list[Path]:
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise WorkbenchError(f"There is no file or folder {path}.")
+        files += sorted(path.rglob("*.rs")) if path.is_dir() else [path]
+    if not files:
+        raise WorkbenchError("No .rs files found in the given folders.")
+    return files
+
+
+def _read_rust(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(f"{path} is not UTF-8 ({error}); Rust source must be.") from error
+
+
+def _show(
+    rows: list[dict[str, Any]], as_json: bool, *, title: str = "", empty: str = "Nothing to show."
+) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, default=str))
+        return
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(title=title or None)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
