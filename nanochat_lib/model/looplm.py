@@ -1,0 +1,235 @@
+"""LoopLM: one stack of layers, run `n_loops` times, with a chance to leave after every loop.
+
+In: token ids (B, T). Out: per loop the normed hidden state (B, T, D), from which the head makes
+logits, and the probability of leaving there. The block is the one that stock GGUF runtimes load
+as `nanbeige`: bias-free, pre-RMSNorm, grouped-query attention, SwiGLU, interleaved RoPE, and the
+final RMSNorm inside the loop, so that its output feeds both the head and the next loop.
+
+Source: Ouro (arXiv 2510.25741), without its sandwich norm, which stock runtimes do not know.
+
+B batch, T positions, D d_model, H heads, K head size, F d_ff, V vocabulary, R loops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_lib.config import ModelConfig
+from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.ternary import BitLinear, quantize_activations
+
+BIT_LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoopOutput:
+    """What one forward pass gives, loop by loop.
+
+    hidden: R tensors (B, T, D), each after the final RMSNorm. exit_prob: (R, B, T), the chance of
+    leaving at loop r given that it was reached.
+    """
+
+    hidden: list[Tensor]
+    exit_prob: Tensor
+
+
+class LayerWeights(NamedTuple):
+    """The effective weights of one layer for one forward pass; inputs sharing a matmul fused."""
+
+    qkv: Tensor  # ((H + 2 H_kv) K, D)
+    o: Tensor  # (D, D)
+    gate_up: Tensor  # (2 F, D)
+    down: Tensor  # (D, F)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, with a learned weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., D)."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer; all its matrices are `BitLinear`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, ternary = config.d_model, config.ternary
+        kv_width = config.n_kv_heads * config.head_size
+        self.attn_norm = RMSNorm(width, config.norm_eps)
+        self.q = BitLinear(width, width, ternary=ternary)
+        self.k = BitLinear(width, kv_width, ternary=ternary)
+        self.v = BitLinear(width, kv_width, ternary=ternary)
+        self.o = BitLinear(width, width, ternary=ternary)
+        self.ffn_norm = RMSNorm(width, config.norm_eps)
+        self.gate = BitLinear(width, config.d_ff, ternary=ternary)
+        self.up = BitLinear(width, config.d_ff, ternary=ternary)
+        self.down = BitLinear(config.d_ff, width, ternary=ternary)
+
+    def effective_weights(self) -> LayerWeights:
+        """Quantise every matrix once; the result serves all loops of a forward pass."""
+        w = {name: getattr(self, name).effective_weight() for name in BIT_LINEARS}
+        qkv = torch.cat((w["q"], w["k"], w["v"]))
+        return LayerWeights(qkv, w["o"], torch.cat((w["gate"], w["up"])), w["down"])
+
+    def forward(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D); rope: (2, T, 1, K/2), cosines and sines."""
+        x = x + self._attend(self.attn_norm(x), weights, rope)
+        return x + self._feed_forward(self.ffn_norm(x), weights)
+
+    def _attend(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+        B, T, D = x.shape
+        n_heads, n_kv_heads = self.config.n_heads, self.config.n_kv_heads
+        heads = F.linear(self._quantized(x), weights.qkv).view(B, T, -1, self.config.head_size)
+        qk, v = heads.split((n_heads + n_kv_heads, n_kv_heads), dim=2)
+        q, k = rotate(qk, rope).transpose(1, 2).split((n_heads, n_kv_heads), dim=1)  # (B, H, T, K)
+        out = F.scaled_dot_product_attention(
+            q, k, v.transpose(1, 2), is_causal=True, enable_gqa=n_kv_heads != n_heads
+        )
+        out = out.transpose(1, 2).reshape(B, T, D)
+        return F.linear(self._quantized(out), weights.o)
+
+    def _feed_forward(self, x: Tensor, weights: LayerWeights) -> Tensor:
+        gate, up = F.linear(self._quantized(x), weights.gate_up).chunk(2, dim=-1)
+        return F.linear(self._quantized(F.silu(gate) * up), weights.down)
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        return quantize_activations(x) if self.config.ternary else x
+
+
+class LoopLM(nn.Module):
+    """The language model: embedding, shared layers in a loop, exit gate, head."""
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.exit_gate = nn.Linear(config.d_model, 1)
+        self.run_layer: Callable[..., Tensor] = _call_layer
+        self._init_weights(seed)
+
+    def forward(self, tokens: Tensor, n_loops: int | None = None) -> LoopOutput:
+        """Run the loops.
+
+        Args:
+            tokens: (B, T) int64, T at most `max_seq_len`.
+            n_loops: passes to make instead of the configured number.
+
+        Raises:
+            WorkbenchError: the sequence is longer than the model.
+        """
+        _, T = tokens.shape
+        if self.config.max_seq_len < T:
+            raise WorkbenchError(
+                f"A sequence of {T} tokens was given to a model of max_seq_len "
+                f"{self.config.max_seq_len}. Cut the input or extend the context (stage 4)."
+            )
+        h = self.embed(tokens)
+        rope = rope_table(T, self.config, h.device)
+        weights = [layer.effective_weights() for layer in self.layers]
+        hidden = []
+        for _ in range(n_loops or self.config.n_loops):
+            for layer, layer_weights in zip(self.layers, weights, strict=True):
+                h = self.run_layer(layer, h, layer_weights, rope)
+            h = self.final_norm(h)
+            hidden.append(h)
+        exit_prob = torch.stack([torch.sigmoid(self.exit_gate(h))[..., 0].float() for h in hidden])
+        return LoopOutput(hidden, exit_prob)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map a normed hidden state (..., D) to logits (..., V)."""
+        return self.head(hidden)
+
+    @torch.no_grad()
+    def _init_weights(self, seed: int) -> None:
+        """Normal weights from a private generator; projections into the residual start small.
+
+        The gate starts at zero (every exit_prob 1/2), the head small, so that the first loss is
+        close to ln V.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        depth = self.config.n_layers * self.config.n_loops
+        for name, parameter in self.named_parameters():
+            kind = name.split(".")[-2]
+            if kind == "exit_gate":
+                parameter.zero_()
+            elif kind in BIT_LINEARS:
+                std = 1 / math.sqrt(parameter.shape[1])
+                shrink = math.sqrt(2 * depth) if kind in ("o", "down") else 1.0
+                parameter.normal_(std=std / shrink, generator=generator)
+            elif kind in ("embed", "head"):
+                parameter.normal_(std=0.02, generator=generator)
+
+
+def _call_layer(layer: Layer, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+    return layer(x, weights, rope)
+
+
+def rope_table(n_positions: int, config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Return cosines and sines (2, T, 1, K/2): pair i turns by position * base^(-2i/K)."""
+    half = torch.arange(config.head_size // 2, device=device, dtype=torch.float32)
+    frequency = config.rope_base ** (-2 * half / config.head_size)
+    angle = torch.outer(torch.arange(n_positions, device=device).float(), frequency)
+    return torch.stack((angle.cos(), angle.sin()))[:, :, None]
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn the interleaved pairs (2i, 2i + 1) of x (B, T, H, K) by the angles of each position."""
+    cos, sin = rope.to(x.dtype)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2)
+
+
+def exit_pdf(exit_prob: Tensor) -> Tensor:
+    """Turn conditional exit probabilities into a distribution over loops.
+
+    Args:
+        exit_prob: (R, ...) chance of leaving at loop r given that it was reached.
+
+    Returns:
+        (R, ...), sums to 1 over the first axis; the last loop takes what is left.
+
+    Source: Ouro, section 3. Example: exit_prob [0.5, 0.5, 0.9] gives [0.5, 0.25, 0.25].
+    """
+    survival = torch.cumprod(1 - exit_prob[:-1], dim=0)
+    reached = torch.cat((torch.ones_like(exit_prob[:1]), survival))  # survival before each loop
+    return torch.cat((exit_prob[:-1] * reached[:-1], reached[-1:]))
+
+
+def expected_loops(pdf: Tensor) -> Tensor:
+    """Return the mean number of loops (...) of an exit_pdf (R, ...), counted from 1."""
+    loops = torch.arange(1, len(pdf) + 1, device=pdf.device, dtype=pdf.dtype)
+    return torch.tensordot(loops, pdf, dims=1)
+
+
+def exit_entropy_nats(pdf: Tensor) -> Tensor:
+    """Return the entropy (...) of an exit_pdf (R, ...); at most ln R."""
+    return -(pdf * pdf.clamp(min=1e-9).log()).sum(0)
+
+
+def count_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Return (stored, executed) parameters: executed counts the layers once per loop."""
+    kv_width = config.n_kv_heads * config.head_size
+    width = config.d_model
+    layer = 2 * width * (width + kv_width) + 3 * width * config.d_ff + 2 * width
+    rest = 2 * config.vocab_size * width + 2 * width + 1
+    stored = rest + config.n_layers * layer
+    return stored, rest + config.n_layers * config.n_loops * layer
