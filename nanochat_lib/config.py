@@ -115,8 +115,12 @@ class PretrainConfig(StageConfig):
     muon_learning_rate: float = Field(0.008, gt=0, description="peak rate of Muon's matrices")
     learning_rate: float = Field(0.003, gt=0, description="peak rate of AdamW's parameters")
     weight_decay: float = Field(0.1, ge=0, description="decoupled decay, 0 in the second half")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
-    decay_steps: int = Field(120, ge=0, description="last steps, where the rate falls to zero")
+    warmup_steps: int = Field(
+        20, ge=0, description="steps of linear warm-up; not given: 5 % of total_steps"
+    )
+    decay_steps: int = Field(
+        120, ge=0, description="last steps, where the rate falls to 0; not given: 30 %"
+    )
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     entropy_weight: float = Field(0.05, ge=0, description="weight of the exit-entropy term")
     entropy_objective: Literal["expected", "uniform_gap"] = Field(
@@ -137,6 +141,15 @@ class PretrainConfig(StageConfig):
     def grad_accum_steps(self) -> int:
         """Return forward passes per optimiser step."""
         return self.batch_size // self.micro_batch_size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_follows_length(cls, values: Any) -> Any:
+        """Scale what is not given with the length, so that `total_steps` alone can be changed."""
+        total = values.get("total_steps", 400) if isinstance(values, dict) else 400
+        if not isinstance(values, dict) or not isinstance(total, int):
+            return values
+        return {"warmup_steps": total // 20, "decay_steps": 3 * total // 10, **values}
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
