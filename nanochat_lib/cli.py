@@ -79,7 +79,11 @@ def runs(runs_dir: RunsDir = REPORTS_DIR / "runs", as_json: JsonFlag = False) ->
 
 
 @app.command()
-def plan(profile: Profile = "laptop", settings: Setting = None, as_json: JsonFlag = False) -> None:
+def plan(
+    profile: Annotated[str, typer.Argument(help="profile name, or a .toml file")] = "laptop",
+    settings: Setting = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Show what a profile asks for: parameters, time, memory, and what does not add up."""
     from nanochat_lib.hardware.planner import make_plan
 
