@@ -1,0 +1,85 @@
+"""HumanEval-X Rust as tasks: prompts cut right, stand-ins for its crates, flags for its flaws.
+
+A row holds `prompt` (a block comment), `declaration` (imports and signature), `canonical_solution`
+and `test`. The imports name rand, regex and md5, which a plain rustc does not have: `stand_ins.rs`
+has small modules of the same names, added where a program mentions them. The model sees comment
+and signature only, without white space after the brace.
+
+Source: THUDM/CodeGeeX, HumanEval-X (Apache-2.0), which translates OpenAI's HumanEval.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nanochat_lib.records import Task
+
+STAND_INS = Path(__file__).with_name("stand_ins.rs")
+
+# The tests call a function that only the canonical solution declares, not the prompt.
+MISSING_FUNCTION = "tests_call_undeclared_function"
+# The published tests are commented out; they run here.
+COMMENTED_TESTS = "published_tests_commented_out"
+
+_CRATE_MARKS = {"rand": r"\brand::|\bRng\b", "regex": r"\bRegex\b|\bregex::", "md5": r"\bmd5::"}
+_IMPORTS = {"rand": "use rand::Rng;", "regex": "use regex::Regex;"}
+_FUNCTION = re.compile(r"\bfn\s+(\w+)")
+_CALL = re.compile(r"\b(\w+)\s*\(")
+
+
+def humaneval_task(row: dict[str, Any]) -> Task:
+    """Return one row of HumanEval-X Rust as a task.
+
+    Raises:
+        KeyError: a key is missing.
+        ValueError: the declaration holds no function, or does not end in its opening brace.
+    """
+    declaration = row["declaration"].rstrip()
+    start = re.search(r"^(pub\s+)?fn\s", declaration, flags=re.MULTILINE)
+    if start is None or not declaration.endswith("{"):
+        raise ValueError("`declaration` must end in a function's signature and its opening brace")
+    prompt = f"{row.get('prompt', '').strip()}\n{declaration[start.start() :]}".lstrip()
+    tests, was_commented = _uncommented(row["test"].strip())
+    solution = row["canonical_solution"]
+    flags = [COMMENTED_TESTS] if was_commented else []
+    if set(_FUNCTION.findall(solution)) & set(_CALL.findall(tests)):
+        flags.append(MISSING_FUNCTION)
+    task = Task(
+        task_id=f"humaneval_x/{row['task_id']}",
+        prompt=prompt,
+        canonical_solution=solution if solution.startswith("\n") else "\n" + solution,
+        tests=tests + "\n",
+        task_set="humaneval_x",
+        prelude=declaration[: start.start()].strip(),
+        flags=tuple(flags),
+    )
+    return with_stand_ins(task, task.canonical_solution)
+
+
+def with_stand_ins(task: Task, completion: str) -> Task:
+    """Return the task with the stand-ins that a program of this completion mentions."""
+    text = f"{task.prompt}{completion}\n{task.tests}"
+    imports = [line for line in task.prelude.split("\n") if line.startswith("use std::")]
+    modules = []
+    for crate, mark in _CRATE_MARKS.items():
+        if re.search(mark, text):
+            modules.append(_stand_ins()[crate])
+            imports += [_IMPORTS[crate]] if crate in _IMPORTS else []
+    return replace(task, prelude="\n".join([*imports, *modules]) + "\n\n")
+
+
+@cache
+def _stand_ins() -> dict[str, str]:
+    parts = re.split(r"^//@ (\w+)\n", STAND_INS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
+
+
+def _uncommented(tests: str) -> tuple[str, bool]:
+    """Take the tests out of a block comment: without them any program would pass."""
+    if tests.startswith("/*") and tests.endswith("*/"):
+        return tests[2:-2].strip(), True
+    return tests, False
