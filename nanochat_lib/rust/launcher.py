@@ -1,0 +1,282 @@
+"""The small process that starts, watches and ends sandboxed programs.
+
+`sandbox.py` starts it as a Python of its own without this project's heavy imports and talks to it
+over a socket: one request, one program, one answer. It exists for three reasons. Forking a process
+with a large model in memory costs milliseconds and is unsafe in a threaded one, this one is small
+and has a single thread. It adopts and kills whatever a program leaves behind. And it notices when
+the workbench itself dies (end of file on the socket) and then ends the program.
+
+Request: 4-byte length, JSON. Answer: 4-byte length, JSON, then the bytes of both outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import time
+
+from nanochat_lib.rust import confine
+
+_FIRST_LOOK_S, _LONGEST_WAIT_S = 0.002, 0.02
+_CHUNK = 1 << 16
+_STATUS_FD, _FILTER_FD = 3, 4  # in the child: why it could not start; bubblewrap's filter
+
+
+def serve(control: socket.socket) -> None:
+    """Run one program per request until the other end closes."""
+    confine.become_subreaper()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with contextlib.suppress(ConnectionError, EOFError):
+        while True:
+            (length,) = struct.unpack("I", _receive(control, 4))
+            answer, *outputs = _run(json.loads(_receive(control, length)), control)
+            header = json.dumps(answer).encode()
+            control.sendall(struct.pack("I", len(header)) + header + b"".join(outputs))
+
+
+def _receive(control: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        part = control.recv(length - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
+def _run(request: dict, control: socket.socket) -> tuple[dict, bytes, bytes]:
+    """Start a program, watch it until it ends or passes a limit, and leave nothing of it."""
+    started, spent = time.monotonic(), _children_cpu_s()
+    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    pid = os.fork()
+    if pid == 0:
+        _become(request, *(write for _, write in pipes))
+    for _, write in pipes:
+        os.close(write)
+    (out, err, status) = (read for read, _ in pipes)
+    failed = _read_all(status)
+    program = _Program(pid, request, started, {out: bytearray(), err: bytearray()})
+    try:
+        reason = "" if failed else program.watch(control)
+        code = _end(pid)
+        reason = program.drain() or reason
+    finally:
+        for read in (out, err, status):
+            os.close(read)
+    cpu_s = _children_cpu_s() - spent
+    stdout, stderr = (bytes(data) for data in program.outputs.values())
+    code = _inner_code(code) if request["level"] == "bubblewrap" else code
+    answer = {
+        "failed": failed.decode(errors="replace"),
+        "returncode": code,
+        "ended": reason or _reason(code, cpu_s, request["limits"], stderr),
+        "cpu_s": cpu_s,
+        "wall_s": time.monotonic() - started,
+        "sizes": [len(stdout), len(stderr)],
+    }
+    return answer, stdout, stderr
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _read_all(fd: int) -> bytes:
+    """Read to the end of a pipe, which exec closes."""
+    data = b""
+    while part := os.read(fd, _CHUNK):
+        data += part
+    return data
+
+
+# --- In the child -----------------------------------------------------------------------------
+
+
+def _become(request: dict, out: int, err: int, status: int) -> None:
+    """Turn this forked process into the program; never returns."""
+    try:
+        _arrange_files(request, out, err, status)
+        for name in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both, and exec inherits it
+            signal.signal(name, signal.SIG_DFL)
+        confine.limit_resources(request["limits"], request["profile"])
+        confine.renounce_privileges()
+        if request["level"] == "landlock+seccomp":
+            confine.restrict_files(request["rules"], confine.landlock_abi())
+            confine.restrict_calls(confine.seccomp_program(request["profile"], os.getpid()))
+        os.execve(request["argv"][0], request["argv"], request["env"])
+    except (OSError, ValueError) as error:
+        os.write(_STATUS_FD, str(error).encode()[:4000])
+    finally:
+        os._exit(127)
+
+
+def _arrange_files(request: dict, out: int, err: int, status: int) -> None:
+    """Leave a new session, the work folder, three standard files and nothing else open."""
+    os.setsid()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # should memory run out, this goes before the workbench
+    # Numbers far above the ones assigned below, so that no assignment overwrites a source.
+    sources = [_high(os.open("/dev/null", os.O_RDONLY)), _high(out), _high(err), _high(status)]
+    if request["filter"]:
+        sources.append(_high(_memory_file(confine.seccomp_program(request["profile"]))))
+    for target, source in enumerate(sources):
+        os.dup2(source, target, inheritable=target != _STATUS_FD)
+    os.closerange(len(sources), 1 << 20)
+    os.chdir(request["work_dir"])
+
+
+def _high(fd: int) -> int:
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
+
+
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("filter")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+# --- Watching and ending ----------------------------------------------------------------------
+
+
+class _Program:
+    """A started program, its limits, and what it has printed so far."""
+
+    def __init__(self, pid: int, request: dict, started: float, outputs: dict[int, bytearray]):
+        self.pid, self.limits, self.started, self.outputs = pid, request["limits"], started, outputs
+        self.profile = request["profile"]
+        for fd in outputs:
+            os.set_blocking(fd, False)
+
+    def watch(self, control: socket.socket) -> str:
+        """Wait for the end of the program; return the limit it passed, or ""."""
+        poller, wait_s = select.poll(), _FIRST_LOOK_S
+        poller.register(control, select.POLLRDHUP)
+        pidfd = os.pidfd_open(self.pid)
+        for fd in (pidfd, *self.outputs):
+            poller.register(fd, select.POLLIN)
+        try:
+            while True:
+                ready = {fd for fd, _ in poller.poll(wait_s * 1000)}
+                for fd in ready & set(self.outputs):
+                    if not self._read(fd):
+                        poller.unregister(fd)
+                if pidfd in ready:
+                    return ""
+                if control.fileno() in ready:
+                    return "abandoned"
+                if reason := self._passed():
+                    return reason
+                wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+        finally:
+            os.close(pidfd)
+
+    def drain(self) -> str:
+        """Read what is left in the pipes of a dead program."""
+        for fd in self.outputs:
+            while self._read(fd):
+                pass
+        return "output_limit" if self._is_flooded() else ""
+
+    def _read(self, fd: int) -> bool:
+        """Take one piece of output, one byte more than the limit at most; False at the end."""
+        kept = self.outputs[fd]
+        room = (self.limits["output_kib"] << 10) + 1 - len(kept)
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(fd, min(_CHUNK, room)) if room else b""
+        kept += data
+        return bool(data)
+
+    def _is_flooded(self) -> bool:
+        limit = self.limits["output_kib"] << 10
+        return any(len(kept) > limit for kept in self.outputs.values())
+
+    def _passed(self) -> str:
+        limits = self.limits
+        if self._is_flooded():
+            return "output_limit"
+        if _cpu_s(self.pid) >= limits["cpu_s"]:
+            return "cpu_limit"
+        if time.monotonic() - self.started >= limits["wall_s"]:
+            return "wall_limit"
+        if self.profile == "run" and _n_threads(self.pid) > limits["n_processes"]:
+            return "process_limit"
+        if self.profile == "run" and _written_bytes(self.pid) > limits["file_mib"] << 20:
+            return "file_limit"
+        return ""
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the CPU seconds of one process, by the kernel's clock for it."""
+    try:
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:
+        return 0.0
+
+
+def _n_threads(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2
+    except OSError:
+        return 0
+
+
+def _written_bytes(pid: int) -> int:
+    """Return what a process has written, by calls or through mapped pages."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            counts = dict(line.split(b": ") for line in file.read().splitlines())
+    except OSError:
+        return 0
+    return max(int(counts[b"wchar"]), int(counts[b"write_bytes"]))
+
+
+def _end(pid: int) -> int:
+    """Kill the program's group and every orphan adopted from it; return its exit code."""
+    code = 0
+    while True:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        for child in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        try:
+            ended, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return code
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
+
+
+def _inner_code(code: int) -> int:
+    """Translate bubblewrap's 128 + n, which says that signal n ended the program."""
+    return 128 - code if 128 < code < 128 + signal.NSIG else code
+
+
+def _reason(code: int, cpu_s: float, limits: dict, stderr: bytes) -> str:
+    """Name what ended a program that the launcher did not stop itself."""
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_s >= limits["cpu_s"]):
+        return "cpu_limit"
+    if code == -signal.SIGXFSZ:
+        return "file_limit"
+    if code == -signal.SIGABRT and (b"memory allocation of" in stderr or b"out of mem" in stderr):
+        return "memory_limit"
+    return "signal" if code < 0 else "exit"

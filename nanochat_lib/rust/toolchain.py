@@ -1,0 +1,97 @@
+"""Find the Rust toolchain: the real compiler, its version, host triple and documentation.
+
+`rustc` on the PATH is often rustup's proxy, which costs 5 ms per start and reads files outside the
+toolchain; the sysroot it reports holds the compiler itself. Everything that runs rustc in the
+sandbox asks here once per process.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from nanochat_lib.errors import WorkbenchError
+
+OLDEST_VERSION = (1, 75)
+_ASK_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """One installed Rust toolchain."""
+
+    rustc: Path  # the compiler itself, never rustup's proxy
+    sysroot: Path
+    version: str  # "1.95.0"
+    host: str  # "x86_64-unknown-linux-gnu"
+    docs: Path | None  # the HTML documentation, where it is installed
+
+    @property
+    def clippy(self) -> Path | None:
+        """Return clippy-driver of the same toolchain, if it is installed."""
+        driver = self.sysroot / "bin" / "clippy-driver"
+        return driver if driver.is_file() else None
+
+
+@cache
+def find_toolchain() -> Toolchain:
+    """Return the toolchain that `rustc` on the PATH belongs to.
+
+    Raises:
+        WorkbenchError: no rustc is found, it does not answer, or it is older than 1.75.
+    """
+    proxy = shutil.which("rustc") or shutil.which("rustc", path=Path.home() / ".cargo" / "bin")
+    if proxy is None:
+        raise WorkbenchError(
+            "No Rust compiler: expected 'rustc' 1.75 or newer on the PATH, found none. "
+            "Install Rust with rustup or your distribution's package manager."
+        )
+    sysroot = Path(_ask(proxy, "--print", "sysroot").strip())
+    rustc = sysroot / "bin" / "rustc"
+    if not rustc.is_file():
+        rustc = Path(proxy).resolve()
+    facts = _ask(str(rustc), "-vV")
+    version, host = (_field(facts, name, rustc) for name in ("release", "host"))
+    if _numbers(version) < OLDEST_VERSION:
+        raise WorkbenchError(
+            f"The Rust compiler {rustc} is too old: expected 1.75 or newer, found {version}. "
+            "Update it, for example with 'rustup update stable'."
+        )
+    docs = sysroot / "share" / "doc" / "rust" / "html"
+    return Toolchain(rustc, sysroot, version, host, docs if docs.is_dir() else None)
+
+
+def _ask(rustc: str, *arguments: str) -> str:
+    """Return what rustc prints for a question about itself."""
+    try:
+        done = subprocess.run(
+            [rustc, *arguments],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=_ASK_TIMEOUT_S, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise WorkbenchError(
+            f"The Rust compiler does not answer: '{rustc} {' '.join(arguments)}' failed with: "
+            f"{said[0] if said else 'no message'}. Check the installation with 'rustc -vV'."
+        ) from error
+    return done.stdout
+
+
+def _field(facts: str, name: str, rustc: Path) -> str:
+    found = re.search(rf"^{name}: (.+)$", facts, re.MULTILINE)
+    if found is None:
+        raise WorkbenchError(
+            f"The Rust compiler {rustc} gives an unknown answer: expected a line '{name}: ...' "
+            f"from 'rustc -vV', found {facts[:80]!r}. Reinstall the toolchain."
+        )
+    return found[1]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers: "1.95.0-nightly" gives (1, 95, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("-")[0]))
