@@ -34,6 +34,7 @@ class Sketch:
         items: structs, enums or traits shown above the doc comment.
         generics: text between the name and the arguments, such as `<'a>`.
         test_types: Rust types of arguments and result in the tests, where they differ.
+        call: how the tests call it; `{0}`, `{1}` are single arguments, `{given}` all of them.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Sketch:
     items: str = ""
     generics: str = ""
     test_types: tuple[str, ...] = ()
+    call: str = "{name}({given})"
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -20,15 +20,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from nanochat_lib.data.tinyrust import level1, level2
+from nanochat_lib.data.tinyrust import level1, level2, level3, level4, level5
 from nanochat_lib.data.tinyrust.family import Family, Sketch, indent, literal, plain
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Task
 
-FAMILIES: tuple[Family, ...] = (*level1.FAMILIES, *level2.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *level1.FAMILIES, *level2.FAMILIES, *level3.FAMILIES, *level4.FAMILIES, *level5.FAMILIES,
+)  # fmt: skip
 SPLITS = ("train", "held_parameters", "held_composition", "held_family")
 HELD_SHARE = 0.1  # of compositions, and again of parameters
-_MAX_MISSES = 60  # repeats in a row after which a family counts as exhausted
+_MAX_MISSES = 300  # repeats in a row after which a family counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def _tests(sketch: Sketch, rng: Random) -> str:
     *kinds, result = sketch.types
     lines = []
     for inputs in sketch.inputs(rng):
-        given = ", ".join(literal(x, kind) for x, kind in zip(inputs, kinds, strict=True))
+        given = [literal(x, kind) for x, kind in zip(inputs, kinds, strict=True)]
+        call = sketch.call.format(*given, name=sketch.name, given=", ".join(given))
         expected = literal(sketch.reference(*map(plain, inputs)), result)
-        lines.append(f"assert_eq!({sketch.name}({given}), {expected});")
+        lines.append(f"assert_eq!({call}, {expected});")
     cases = indent("\n".join(dict.fromkeys(lines)), 2)
     return (
         "#[cfg(test)]\nmod tests {\n    use super::*;\n\n    #[test]\n"

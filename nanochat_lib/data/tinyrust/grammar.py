@@ -68,15 +68,18 @@ class Map:
         """Return the value in words, such as "`n` plus 7"."""
         return self.once.replace("{x}", subject)
 
+    def done_to(self, subject: str) -> str:
+        """Return the action in words, such as "adds 7 to it"."""
+        return self.each.replace("each", subject)
+
 
 @dataclass(frozen=True)
 class Reduction:
-    """A slice of integers to one; `method` ends an iterator chain, `step` is a loop's line."""
+    """A slice of integers to one: `method` ends a chain, `step` is a loop's line or ""."""
 
     key: str
     phrase: str
     method: str
-    start: str
     step: str
     apply: Callable[[list[int]], int]
     result: str = ""  # "" : the element type
@@ -92,9 +95,9 @@ def int_map(rng: Random) -> Map:
     return rng.choice(_MAPS)(rng)
 
 
-def reduction(rng: Random) -> Reduction:
-    """Draw a reduction."""
-    return rng.choice(_REDUCTIONS)(rng)
+def reduction(rng: Random, counting: bool = True) -> Reduction:
+    """Draw a reduction; without `counting` never the one that ignores the values."""
+    return rng.choice(_REDUCTIONS if counting else [r for r in _REDUCTIONS if r.key != "count"])
 
 
 def _even(rng: Random) -> Predicate:
@@ -211,30 +214,6 @@ def _absolute(rng: Random) -> Map:
     return Map("abs", phrase, "the absolute value of {x}", "{x}.abs()", ATOM, ATOM, abs)
 
 
-def _sum(rng: Random) -> Reduction:
-    return Reduction("sum", "returns their sum", "sum()", "0", "total += {y};", sum)
-
-
-def _count(rng: Random) -> Reduction:
-    return Reduction(
-        "count", "returns how many there are", "count()", "0", "total += 1;", len, "usize"
-    )
-
-
-def _largest(rng: Random) -> Reduction:
-    return Reduction(
-        "largest", "returns the largest, or 0 if there is none", "max().unwrap_or(0)", "", "",
-        lambda values: max(values, default=0),
-    )  # fmt: skip
-
-
-def _smallest(rng: Random) -> Reduction:
-    return Reduction(
-        "smallest", "returns the smallest, or 0 if there is none", "min().unwrap_or(0)", "", "",
-        lambda values: min(values, default=0),
-    )  # fmt: skip
-
-
 _PREDICATES = (
     _even, _odd, _positive, _negative, _above, _below, _multiple, _not_multiple, _other_than,
     _between,
@@ -242,7 +221,18 @@ _PREDICATES = (
 _MAPS = (
     _add, _subtract, _multiply, _remainder, _at_most, _at_least, _square, _negate, _absolute,
 )  # fmt: skip
-_REDUCTIONS = (_sum, _count, _largest, _smallest)
+_REDUCTIONS = (
+    Reduction("sum", "returns their sum", "sum()", "total += {y};", sum),
+    Reduction("count", "returns how many there are", "count()", "total += 1;", len, "usize"),
+    Reduction(
+        "largest", "returns the largest, or 0 if there is none", "max().unwrap_or(0)", "",
+        lambda values: max(values, default=0),
+    ),
+    Reduction(
+        "smallest", "returns the smallest, or 0 if there is none", "min().unwrap_or(0)", "",
+        lambda values: min(values, default=0),
+    ),
+)  # fmt: skip
 
 
 def numbers_near(rng: Random, constants: tuple[int, ...], n: int) -> list[int]:
@@ -265,3 +255,8 @@ def slice_inputs(constants: tuple[int, ...] = ()) -> Callable[[Random], list[tup
         return [([],), (edges,), *((numbers_near(rng, constants, n),) for n in (1, 3, 5, 7))]
 
     return draw
+
+
+def capitalised(text: str) -> str:
+    """Return a sentence with a capital first letter (the rest as it is)."""
+    return text[0].upper() + text[1:]

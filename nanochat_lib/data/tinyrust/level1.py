@@ -155,6 +155,103 @@ def value_at(rng: Random) -> Sketch:
     )
 
 
+_TWO = (
+    ("sum", "the sum of `a` and `b`", "a + b", lambda a, b: a + b),
+    ("difference", "`a` minus `b`", "a - b", lambda a, b: a - b),
+    ("product", "the product of `a` and `b`", "a * b", lambda a, b: a * b),
+    ("larger", "the larger of `a` and `b`", "a.max(b)", max),
+    ("smaller", "the smaller of `a` and `b`", "a.min(b)", min),
+)
+
+
+def two_ints(rng: Random) -> Sketch:
+    """One operation on two integers, plus a constant."""
+    kind, c = rng.choice(INTEGERS), rng.randint(1, 60)
+    key, phrase, code, reference = rng.choice(_TWO)
+    return Sketch(
+        name=f"{key}_plus",
+        doc=f"Returns {phrase}, plus {c}.",
+        arguments=(("a", kind), ("b", kind)),
+        result=kind,
+        bodies=(f"{code} + {c}",),
+        inputs=lambda rng: [tuple(grammar.numbers_near(rng, (), 2)) for _ in range(8)],
+        reference=lambda a, b: reference(a, b) + c,
+        parameters=(kind, key, c),
+    )
+
+
+_GATES = (
+    ("both", "both `a` and `b` are true", "a && b", lambda a, b: a and b),
+    ("either", "`a` or `b` is true", "a || b", lambda a, b: a or b),
+    ("different", "`a` and `b` are different", "a != b", lambda a, b: a != b),
+    ("neither", "neither `a` nor `b` is true", "!a && !b", lambda a, b: not (a or b)),
+    ("only_first", "`a` is true and `b` is false", "a && !b", lambda a, b: a and not b),
+)
+
+
+def bool_gate(rng: Random) -> Sketch:
+    """A constant chosen by a gate of two bools."""
+    kind, (yes, no) = rng.choice(INTEGERS), rng.sample(range(100), 2)
+    key, phrase, code, gate = rng.choice(_GATES)
+    return Sketch(
+        name=f"choose_if_{key}",
+        doc=f"Returns {yes} if {phrase}, otherwise {no}.",
+        arguments=(("a", "bool"), ("b", "bool")),
+        result=kind,
+        bodies=(
+            f"if {code} {{\n    {yes}\n}} else {{\n    {no}\n}}",
+            f"match {code} {{\n    true => {yes},\n    false => {no},\n}}",
+        ),
+        inputs=lambda rng: [(a, b) for a in (False, True) for b in (False, True)],
+        reference=lambda a, b: yes if gate(a, b) else no,
+        parameters=(kind, key, yes, no),
+    )
+
+
+def extreme(rng: Random) -> Sketch:
+    """The largest or smallest value of a slice, or a default."""
+    kind, default = rng.choice(INTEGERS), rng.randint(0, 99)
+    word, method, pick = rng.choice((("largest", "max", max), ("smallest", "min", min)))
+    return Sketch(
+        name=f"{word}_or",
+        doc=f"Returns the {word} value, or {default} if the slice is empty.",
+        arguments=(("values", f"&[{kind}]"),),
+        result=kind,
+        bodies=(
+            f"values.iter().copied().{method}().unwrap_or({default})",
+            f"match values.iter().{method}() {{\n    Some(&x) => x,\n    None => {default},\n}}",
+        ),
+        inputs=grammar.slice_inputs(),
+        reference=lambda values: pick(values, default=default),
+        parameters=(kind, word, default),
+    )
+
+
+_LENGTHS = (
+    ("more", "more than {c} values", ">", lambda n, c: n > c),
+    ("fewer", "fewer than {c} values", "<", lambda n, c: n < c),
+    ("exactly", "exactly {c} values", "==", lambda n, c: n == c),
+    ("at_least", "at least {c} values", ">=", lambda n, c: n >= c),
+)
+
+
+def length_test(rng: Random) -> Sketch:
+    """A condition on the length of a slice."""
+    kind, c = rng.choice((*INTEGERS, "bool", "char")), rng.randint(1, 12)
+    key, phrase, sign, holds = rng.choice(_LENGTHS)
+    item = {"bool": True, "char": "x"}.get(kind, 5)
+    return Sketch(
+        name=f"has_{key}",
+        doc=f"Returns true if the slice has {phrase.format(c=c)}.",
+        arguments=(("values", f"&[{kind}]"),),
+        result="bool",
+        bodies=(f"values.len() {sign} {c}",),
+        inputs=lambda rng: [([item] * n,) for n in (0, c - 1, c, c + 1, c + 3)],
+        reference=lambda values: holds(len(values), c),
+        parameters=(kind, key, c),
+    )
+
+
 FAMILIES = (
     Family("int_op", 1, int_op),
     Family("int_test", 1, int_test),
@@ -164,4 +261,8 @@ FAMILIES = (
     Family("count_matching", 1, count_matching),
     Family("any_or_all", 1, any_or_all),
     Family("value_at", 1, value_at),
+    Family("two_ints", 1, two_ints),
+    Family("bool_gate", 1, bool_gate),
+    Family("extreme", 1, extreme),
+    Family("length_test", 1, length_test),
 )
