@@ -1,0 +1,154 @@
+"""Training batches: windows over shuffled documents, a pure function of the step.
+
+Input: the folder of stage 1. Output: int64 arrays (B, T + 1) whose first T columns are the inputs
+and last T the targets. In every epoch the documents of a shard are permuted by the seed and laid
+end to end; window w takes the tokens from w * T on. No state is kept between calls, so training
+that resumes at a step sees exactly the batches it would have seen.
+
+Letters: B batch, T positions, W windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import ceil, floor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from nanochat_lib.data.shards import ShardInfo, open_shard, read_index
+from nanochat_lib.data.tokenizer import END_OF_TEXT_ID
+from nanochat_lib.errors import WorkbenchError
+
+Kind = Literal["real", "tinyrust"]
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Documents:
+    """One shard with the borders of its documents."""
+
+    name: str
+    tokens: np.ndarray  # uint16 (n_tokens,)
+    starts: np.ndarray = field(init=False, repr=False)  # int64 (n_documents,)
+    lengths: np.ndarray = field(init=False, repr=False)  # int64 (n_documents,), separator included
+
+    def __post_init__(self) -> None:
+        ends = np.flatnonzero(self.tokens == END_OF_TEXT_ID).astype(np.int64) + 1
+        starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+        object.__setattr__(self, "starts", starts)
+        object.__setattr__(self, "lengths", ends - starts)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenData:
+    """The four token shards of a run."""
+
+    documents: dict[str, _Documents]
+    infos: dict[str, ShardInfo]
+
+    @classmethod
+    def open(cls, preprocess_folder: Path) -> TokenData:
+        """Open the shards of `artifacts/preprocess`, comparing every checksum.
+
+        Raises:
+            WorkbenchError: the index or a shard is missing or damaged.
+        """
+        folder = Path(preprocess_folder) / "shards"
+        infos = read_index(folder)
+        documents = {n: _Documents(n, open_shard(folder, n, info)) for n, info in infos.items()}
+        return cls(documents, infos)
+
+    def batch(
+        self,
+        step: int,
+        *,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        tinyrust_share: float,
+        split: Split = "train",
+    ) -> np.ndarray:
+        """Return the batch of a step, int64 (B, T + 1); rows of TinyRust come first.
+
+        Of the rows up to any step, `tinyrust_share` (rounded down) come from TinyRust; a kind
+        without tokens leaves its rows to the other.
+
+        Raises:
+            WorkbenchError: the split has no tokens at all.
+        """
+        share = self._possible_share(tinyrust_share, split)
+        before, after = step * batch_size, (step + 1) * batch_size
+        tiny_before, tiny_after = floor(before * share), floor(after * share)
+        tiny = _windows(self.documents[f"tinyrust_{split}"], tiny_before, tiny_after, seq_len, seed)
+        real = _windows(
+            self.documents[f"real_{split}"], before - tiny_before, after - tiny_after, seq_len, seed
+        )
+        return np.concatenate([tiny, real])  # (B, T + 1)
+
+    def validation_windows(self, kind: Kind, seq_len: int, max_windows: int) -> np.ndarray:
+        """Return held-out windows in file order, int64 (W, T + 1), W at most `max_windows`.
+
+        Windows do not overlap in their targets; with more than asked for, they are spread evenly.
+
+        Raises:
+            WorkbenchError: the shard is shorter than one window.
+        """
+        tokens = self.documents[f"{kind}_validation"].tokens
+        n_windows = (len(tokens) - 1) // seq_len
+        if n_windows < 1:
+            raise WorkbenchError(
+                f"The held-out {kind} shard has {len(tokens)} tokens, fewer than one window of "
+                f"{seq_len} + 1. Take more examples (data.max_examples, data.tinyrust_examples), "
+                "hold out more (data.validation_fraction), or shorten pretrain.seq_len."
+            )
+        chosen = np.unique(np.linspace(0, n_windows - 1, min(max_windows, n_windows)).astype(int))
+        places = chosen[:, None] * seq_len + np.arange(seq_len + 1)  # (W, T + 1)
+        return tokens[places].astype(np.int64)
+
+    def bytes_per_token(self, kind: Kind) -> float:
+        """Return UTF-8 bytes per token of the held-out shard; separators count as one byte."""
+        info = self.infos[f"{kind}_validation"]
+        return info.n_bytes / max(info.n_tokens, 1)
+
+    def _possible_share(self, tinyrust_share: float, split: Split) -> float:
+        n_real, n_tiny = (self.infos[f"{kind}_{split}"].n_tokens for kind in ("real", "tinyrust"))
+        if not n_real and not n_tiny:
+            raise WorkbenchError(
+                f"The {split} shards are empty. Run 01_preprocess.ipynb with more data."
+            )
+        if not n_tiny:
+            return 0.0
+        return tinyrust_share if n_real else 1.0
+
+
+def _windows(documents: _Documents, first: int, last: int, seq_len: int, seed: int) -> np.ndarray:
+    """Return windows `first` to `last` - 1 of the endless run over epochs, int64 (W, T + 1)."""
+    if first == last:
+        return np.zeros((0, seq_len + 1), dtype=np.int64)
+    n_per_epoch = ceil(len(documents.tokens) / seq_len)
+    rows = [
+        _window(documents, seed, *divmod(number, n_per_epoch), seq_len)
+        for number in range(first, last)
+    ]
+    return np.stack(rows)
+
+
+def _window(documents: _Documents, seed: int, epoch: int, index: int, seq_len: int) -> np.ndarray:
+    """Return window `index` of an epoch, int64 (T + 1,); the last one wraps to the beginning."""
+    order, ends = _epoch_order(documents, seed, epoch)
+    places = (index * seq_len + np.arange(seq_len + 1)) % ends[-1]
+    slot = np.searchsorted(ends, places, side="right")
+    document = order[slot]
+    before = ends[slot] - documents.lengths[document]
+    return documents.tokens[documents.starts[document] + places - before].astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(documents: _Documents, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the documents of an epoch in order, and where each ends: both int64 (n_documents,)."""
+    name_key = int.from_bytes(documents.name.encode()[:8], "little")
+    order = np.random.default_rng([seed, epoch, name_key]).permutation(len(documents.lengths))
+    return order, np.cumsum(documents.lengths[order])

@@ -1,0 +1,105 @@
+"""Tell which package a `.rs` file belongs to, and under which licence and edition.
+
+Looks up the tree for the nearest Cargo.toml with a `[package]`, then for licence files. Used by
+`sources` for folders of Rust code; the standard library's licence is known.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+UNKNOWN_LICENCE = "unknown"
+EDITION_WITHOUT_KEY = "2015"  # what Cargo assumes when a manifest does not say
+DEFAULT_EDITION = "2021"  # for files that belong to no manifest
+
+# A sentence that only this licence has -> its SPDX name, in the order they are listed in.
+_LICENCE_TEXTS = (
+    ("Permission is hereby granted, free of charge", "MIT"),
+    ("Apache License", "Apache-2.0"),
+    ("Mozilla Public License", "MPL-2.0"),
+    ("Redistribution and use in source and binary forms", "BSD-3-Clause"),
+    ("Permission to use, copy, modify, and/or distribute", "ISC"),
+    ("This is free and unencumbered software", "Unlicense"),
+    ("GNU AFFERO GENERAL PUBLIC LICENSE", "AGPL-3.0-only"),
+    ("GNU LESSER GENERAL PUBLIC LICENSE", "LGPL-3.0-only"),
+    ("GNU GENERAL PUBLIC LICENSE", "GPL-3.0-only"),
+)
+_LICENCE_NAMES = ("LICENSE*", "LICENCE*", "COPYING*", "UNLICENSE*")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package's name, SPDX licence expression and Rust edition."""
+
+    name: str
+    licence: str = UNKNOWN_LICENCE
+    edition: str = DEFAULT_EDITION
+
+
+class PackageFinder:
+    """Find packages below (and around) one input folder; remembers what it has looked up."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self._known: dict[Path, Package] = {}
+
+    def package_of(self, path: Path) -> Package:
+        """Return the package of a file below the input folder."""
+        folder = path.parent
+        if folder not in self._known:
+            self._known[folder] = self._look_up(folder)
+        return self._known[folder]
+
+    def _look_up(self, folder: Path) -> Package:
+        above = [folder, *folder.absolute().parents]
+        manifest, place = next(
+            ((found, at) for at in above if "package" in (found := _manifest(at))), ({}, None)
+        )
+        section = manifest.get("package", {})
+        parents = above[above.index(place) :] if place else above[: self._depth(folder) + 1]
+        licence = _text(section, "license", parents) or _licence_of_files(parents)
+        return Package(
+            name=str(section.get("name") or self._name_without_manifest(folder)),
+            licence=licence or UNKNOWN_LICENCE,
+            edition=(_text(section, "edition", parents) or EDITION_WITHOUT_KEY)
+            if place
+            else DEFAULT_EDITION,
+        )
+
+    def _depth(self, folder: Path) -> int:
+        return len(folder.relative_to(self.top).parts)
+
+    def _name_without_manifest(self, folder: Path) -> str:
+        """Return the folder of the first level, or the input folder's own name."""
+        parts = folder.relative_to(self.top).parts
+        return parts[0] if parts else self.top.absolute().name
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((folder / "Cargo.toml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def _text(section: dict[str, Any], key: str, parents: list[Path]) -> str:
+    """Return a manifest's value, also when it is inherited from the workspace."""
+    value = section.get(key, "")
+    if isinstance(value, dict) and value.get("workspace"):
+        workspaces = (_manifest(at).get("workspace", {}).get("package", {}) for at in parents)
+        value = next((found[key] for found in workspaces if key in found), "")
+    # Old manifests separate alternatives by a slash, which SPDX does not know.
+    return value.replace("/", " OR ") if isinstance(value, str) else ""
+
+
+def _licence_of_files(parents: list[Path]) -> str:
+    for folder in parents:
+        files = sorted({path for name in _LICENCE_NAMES for path in folder.glob(name)})
+        texts = [path.read_text(errors="replace") for path in files if path.is_file()]
+        names = [spdx for mark, spdx in _LICENCE_TEXTS if any(mark in text for text in texts)]
+        if names:
+            return " OR ".join(names)
+    return ""
