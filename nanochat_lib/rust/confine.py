@@ -18,6 +18,7 @@ import ctypes
 import os
 import platform
 import resource
+import stat
 import struct
 from collections.abc import Iterable
 from functools import cache
@@ -26,6 +27,8 @@ from typing import NamedTuple
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
+_prctl = _libc.prctl
+_MACHINE = platform.machine()
 
 # --- Landlock -------------------------------------------------------------------------------
 
@@ -58,11 +61,12 @@ def landlock_abi() -> int:
     return max(0, _syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
 
 
-def restrict_files(rules: Iterable[PathRule], abi: int) -> None:
+def restrict_files(rules: Iterable[PathRule]) -> None:
     """Deny every file but those of the rules, and TCP, foreign signals and abstract sockets.
 
     A rule whose path does not exist is left out: it could allow nothing.
     """
+    abi = landlock_abi()
     handled = (1 << _FILE_RIGHTS[min(abi, max(_FILE_RIGHTS))]) - 1
     attribute = struct.pack("QQQ", handled, _NET_TCP if abi >= 4 else 0, _SCOPE_ALL)
     size = 8 if abi < 4 else 16 if abi < 6 else 24  # older kernels refuse longer structures
@@ -75,8 +79,8 @@ def restrict_files(rules: Iterable[PathRule], abi: int) -> None:
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    if not os.path.isdir(path):
+    fd = os.open(path, os.O_PATH)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
         rights &= _ONLY_FOR_FILES
     try:
         _checked(_ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, fd), 0)
@@ -97,40 +101,40 @@ def _checked(number: int, *arguments: object) -> int:
 _NAMES_X86_64 = """
 0 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction
 rt_sigprocmask rt_sigreturn ioctl pread64 pwrite64 readv writev access pipe select sched_yield
-mremap msync mincore madvise - - - dup dup2 pause nanosleep getitimer alarm setitimer getpid
-sendfile socket - - sendto recvfrom sendmsg recvmsg shutdown - - getsockname getpeername socketpair
-setsockopt getsockopt clone fork vfork execve exit wait4 kill uname - - - - - - - fcntl flock fsync
-fdatasync truncate ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink
-symlink readlink chmod fchmod - - - umask gettimeofday getrlimit getrusage sysinfo times - getuid -
-getgid - - geteuid getegid - getppid getpgrp - - - - getgroups - getresuid - getresgid getpgid - -
-getsid capget - rt_sigpending rt_sigtimedwait - rt_sigsuspend sigaltstack utime 137 statfs fstatfs -
-getpriority - sched_getparam - sched_getscheduler sched_get_priority_max sched_get_priority_min 157
-prctl arch_prctl - setrlimit 186 gettid 187 readahead 202 futex 204 sched_getaffinity 213
-epoll_create 217 getdents64 set_tid_address restart_syscall 221 fadvise64 timer_create timer_settime
-timer_gettime timer_getoverrun timer_delete 228 clock_gettime clock_getres clock_nanosleep
-exit_group epoll_wait epoll_ctl tgkill utimes 247 waitid 257 openat mkdirat - - futimesat newfstatat
-unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat pselect6 ppoll 273 set_robust_list
-get_robust_list splice - sync_file_range 280 utimensat epoll_pwait - timerfd_create eventfd
-fallocate timerfd_settime timerfd_gettime 290 eventfd2 epoll_create1 dup3 pipe2 295 preadv pwritev
-302 prlimit64 309 getcpu 316 renameat2 318 getrandom 324 membarrier 326 copy_file_range preadv2
-pwritev2 332 statx 334 rseq 435 clone3 close_range 439 faccessat2 441 epoll_pwait2 449 futex_waitv
+mremap msync mincore madvise 32 dup dup2 pause nanosleep getitimer alarm setitimer getpid sendfile
+socket 44 sendto recvfrom sendmsg recvmsg shutdown 51 getsockname getpeername socketpair setsockopt
+getsockopt clone fork vfork execve exit wait4 kill uname 72 fcntl flock fsync fdatasync truncate
+ftruncate getdents getcwd chdir fchdir rename mkdir rmdir creat link unlink symlink readlink chmod
+fchmod 95 umask gettimeofday getrlimit getrusage sysinfo times 102 getuid 104 getgid 107 geteuid
+getegid 110 getppid getpgrp 115 getgroups 118 getresuid 120 getresgid getpgid 124 getsid capget 127
+rt_sigpending rt_sigtimedwait 130 rt_sigsuspend sigaltstack 137 statfs fstatfs 140 getpriority 143
+sched_getparam 145 sched_getscheduler sched_get_priority_max sched_get_priority_min 157 prctl
+arch_prctl 160 setrlimit 186 gettid 202 futex 204 sched_getaffinity 213 epoll_create 217 getdents64
+set_tid_address restart_syscall 221 fadvise64 timer_create timer_settime timer_gettime
+timer_getoverrun timer_delete 228 clock_gettime clock_getres clock_nanosleep exit_group epoll_wait
+epoll_ctl tgkill 247 waitid 257 openat mkdirat 262 newfstatat unlinkat renameat linkat symlinkat
+readlinkat fchmodat faccessat pselect6 ppoll 273 set_robust_list get_robust_list splice 280
+utimensat epoll_pwait 283 timerfd_create eventfd fallocate timerfd_settime timerfd_gettime 290
+eventfd2 epoll_create1 dup3 pipe2 295 preadv pwritev 302 prlimit64 309 getcpu 316 renameat2 318
+getrandom 324 membarrier 326 copy_file_range preadv2 pwritev2 332 statx 334 rseq 435 clone3
+close_range 439 faccessat2 441 epoll_pwait2 449 futex_waitv
 """
 # The table of asm-generic/unistd.h, which arm64 uses unchanged.
 _NAMES_AARCH64 = """
 17 getcwd 19 eventfd2 epoll_create1 epoll_ctl epoll_pwait dup dup3 fcntl 29 ioctl 32 flock 34
 mkdirat unlinkat symlinkat linkat renameat 43 statfs fstatfs truncate ftruncate fallocate faccessat
 chdir fchdir 52 fchmod fchmodat 56 openat close 59 pipe2 61 getdents64 lseek read write readv writev
-pread64 pwrite64 preadv pwritev sendfile pselect6 ppoll - - splice - readlinkat newfstatat fstat 82
-fsync fdatasync sync_file_range timerfd_create timerfd_settime timerfd_gettime utimensat 90 capget
-93 exit exit_group waitid set_tid_address 98 futex set_robust_list get_robust_list nanosleep
-getitimer setitimer 107 timer_create timer_gettime timer_getoverrun timer_settime timer_delete 113
+pread64 pwrite64 preadv pwritev sendfile pselect6 ppoll 76 splice 78 readlinkat newfstatat fstat 82
+fsync fdatasync 85 timerfd_create timerfd_settime timerfd_gettime utimensat 90 capget 93 exit
+exit_group waitid set_tid_address 98 futex set_robust_list get_robust_list nanosleep getitimer
+setitimer 107 timer_create timer_gettime timer_getoverrun timer_settime timer_delete 113
 clock_gettime clock_getres clock_nanosleep 120 sched_getscheduler sched_getparam 123
-sched_getaffinity sched_yield sched_get_priority_max sched_get_priority_min - restart_syscall kill
+sched_getaffinity sched_yield sched_get_priority_max sched_get_priority_min 128 restart_syscall kill
 131 tgkill sigaltstack rt_sigsuspend rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait 139
 rt_sigreturn 141 getpriority 148 getresuid 150 getresgid 153 times 155 getpgid getsid 158 getgroups
 160 uname 163 getrlimit setrlimit getrusage umask prctl getcpu gettimeofday 172 getpid getppid
 getuid geteuid getgid getegid gettid sysinfo 198 socket socketpair 204 getsockname getpeername
-sendto recvfrom setsockopt getsockopt shutdown sendmsg recvmsg readahead brk munmap mremap 220 clone
+sendto recvfrom setsockopt getsockopt shutdown sendmsg recvmsg 214 brk munmap mremap 220 clone
 execve mmap fadvise64 226 mprotect msync 232 mincore madvise 260 wait4 prlimit64 276 renameat2 278
 getrandom 283 membarrier 285 copy_file_range preadv2 pwritev2 291 statx 293 rseq 435 clone3
 close_range 439 faccessat2 441 epoll_pwait2 449 futex_waitv
@@ -140,7 +144,7 @@ _HIGHEST_KNOWN = 449
 # Only rustc and its linker get these: child processes, a connected pair of sockets, file modes.
 _COMPILE_ONLY_NAMES = """
 fork vfork wait4 waitid socketpair sendto sendmsg shutdown getsockopt setsockopt getsockname
-getpeername chmod fchmod fchmodat utime utimes futimesat utimensat fallocate
+getpeername chmod fchmod fchmodat utimensat fallocate
 """
 # Always refused; clone3 hides its flags in memory, and ENOSYS makes a libc use clone instead.
 _ERRORS = {"socket": 13, "clone3": 38}
@@ -166,15 +170,14 @@ def _instruction(code: int, k: int, if_true: int = 0, if_false: int = 0) -> byte
 
 
 def _numbers(table: str) -> dict[str, int]:
-    """Read a table in which a number sets the counter and '-' skips one call."""
-    numbers, next_number = {}, 0
+    """Read a table in which a number is that of the name behind it, from where names count on."""
+    numbers, number = {}, 0
     for word in table.split():
         if word.isdigit():
-            next_number = int(word)
-            continue
-        if word != "-":
-            numbers[word] = next_number
-        next_number += 1
+            number = int(word)
+        else:
+            numbers[word] = number
+            number += 1
     return numbers
 
 
@@ -248,7 +251,7 @@ def seccomp_program(profile: str, pid: int | None = None, machine: str | None = 
         pid: the one process that may be signalled; None: any that the kernel allows.
         machine: the architecture, by default this machine's.
     """
-    program = _template(profile, pid is not None, machine or platform.machine())
+    program = _template(profile, pid is not None, machine or _MACHINE)
     if pid is None:
         return program
     return program.replace(struct.pack("I", _OWN_PID), struct.pack("I", pid))
@@ -283,7 +286,7 @@ def _ranges(numbers: list[int]) -> bytes:
 
 def has_seccomp() -> bool:
     """Return whether this kernel filters system calls and this table knows the machine."""
-    number = _SECCOMP.get(platform.machine())
+    number = _SECCOMP.get(_MACHINE)
     action = struct.pack("I", _ERRNO)  # SECCOMP_GET_ACTION_AVAIL
     return number is not None and _syscall(number, 2, 0, action) == 0
 
@@ -292,7 +295,7 @@ def restrict_calls(program: bytes) -> None:
     """Install a filter for this process and everything it starts."""
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    _checked(_SECCOMP[platform.machine()], 1, 0, header)
+    _checked(_SECCOMP[_MACHINE], 1, 0, header)
 
 
 # --- Privileges and resources ---------------------------------------------------------------
@@ -304,20 +307,24 @@ _KEPT_CAPABILITIES = 1 << 1 | 1 << 2  # DAC_OVERRIDE, DAC_READ_SEARCH
 
 
 def renounce_privileges() -> None:
-    """Give up gaining privileges by exec, every capability of root but two, and outlive nobody."""
-    if _libc.prctl(38, 1, 0, 0, 0) != 0:  # PR_SET_NO_NEW_PRIVS
+    """Give up gaining privileges by exec, and every capability of root but two, for good."""
+    if _prctl(38, 1, 0, 0, 0) != 0:  # PR_SET_NO_NEW_PRIVS
         raise OSError(ctypes.get_errno(), "no_new_privs was refused")
-    _libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: SIGKILL when the launcher dies
-    if os.geteuid() == 0 and platform.machine() in _CAPSET:
+    if os.geteuid() == 0:
         kept = _KEPT_CAPABILITIES
         header = struct.pack("Ii", 0x20080522, 0)
-        with contextlib.suppress(OSError):  # a container may hold fewer than these already
-            _checked(_CAPSET[platform.machine()], header, struct.pack("6I", kept, kept, 0, 0, 0, 0))
+        with contextlib.suppress(PermissionError):  # a container may hold fewer than these already
+            _checked(_CAPSET[_MACHINE], header, struct.pack("6I", kept, kept, 0, 0, 0, 0))
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies; exec keeps this."""
+    _prctl(1, 9, 0, 0, 0)
 
 
 def become_subreaper() -> None:
     """Adopt orphaned grandchildren, so that a daemonised program can still be killed."""
-    _libc.prctl(36, 1, 0, 0, 0)
+    _prctl(36, 1, 0, 0, 0)
 
 
 def limit_resources(limits: dict[str, float], profile: str) -> None:

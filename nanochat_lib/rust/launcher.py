@@ -12,7 +12,7 @@ Request: 4-byte length, JSON. Answer: 4-byte length, JSON, then the bytes of bot
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import gc
 import json
 import os
 import resource
@@ -26,19 +26,34 @@ from nanochat_lib.rust import confine
 
 _FIRST_LOOK_S, _LONGEST_WAIT_S = 0.002, 0.02
 _CHUNK = 1 << 16
-_STATUS_FD, _FILTER_FD = 3, 4  # in the child: why it could not start; bubblewrap's filter
+_STATUS_FD, _FIRST_FREE_FD = 3, 8  # 4 is bubblewrap's filter; 5 to 7 stay free
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, level: str) -> None:
     """Run one program per request until the other end closes."""
-    confine.become_subreaper()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _prepare(level)
     with contextlib.suppress(ConnectionError, EOFError):
         while True:
             (length,) = struct.unpack("I", _receive(control, 4))
             answer, *outputs = _run(json.loads(_receive(control, length)), control)
             header = json.dumps(answer).encode()
             control.sendall(struct.pack("I", len(header)) + header + b"".join(outputs))
+
+
+def _prepare(level: str) -> None:
+    """Do once what every program inherits, so that starting one costs less."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    confine.become_subreaper()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # should memory run out, sandboxed programs go before the workbench
+    if level == "landlock+seccomp":
+        confine.renounce_privileges()
+        for profile in ("compile", "run"):
+            confine.seccomp_program(profile, os.getpid())
+    while os.open("/dev/null", os.O_RDONLY) < _FIRST_FREE_FD:
+        pass  # keeps every later descriptor above those that a program gets
+    gc.collect()
+    gc.freeze()  # objects of a forked child stay shared
 
 
 def _receive(control: socket.socket, length: int) -> bytes:
@@ -103,13 +118,14 @@ def _read_all(fd: int) -> bytes:
 def _become(request: dict, out: int, err: int, status: int) -> None:
     """Turn this forked process into the program; never returns."""
     try:
+        os.setsid()
+        confine.die_with_parent()
         _arrange_files(request, out, err, status)
         for name in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both, and exec inherits it
             signal.signal(name, signal.SIG_DFL)
         confine.limit_resources(request["limits"], request["profile"])
-        confine.renounce_privileges()
         if request["level"] == "landlock+seccomp":
-            confine.restrict_files(request["rules"], confine.landlock_abi())
+            confine.restrict_files(request["rules"])
             confine.restrict_calls(confine.seccomp_program(request["profile"], os.getpid()))
         os.execve(request["argv"][0], request["argv"], request["env"])
     except (OSError, ValueError) as error:
@@ -119,23 +135,14 @@ def _become(request: dict, out: int, err: int, status: int) -> None:
 
 
 def _arrange_files(request: dict, out: int, err: int, status: int) -> None:
-    """Leave a new session, the work folder, three standard files and nothing else open."""
-    os.setsid()
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # should memory run out, this goes before the workbench
-    # Numbers far above the ones assigned below, so that no assignment overwrites a source.
-    sources = [_high(os.open("/dev/null", os.O_RDONLY)), _high(out), _high(err), _high(status)]
+    """Leave the work folder, three standard files and nothing else open."""
+    sources = [_FIRST_FREE_FD - 1, out, err, status]
     if request["filter"]:
-        sources.append(_high(_memory_file(confine.seccomp_program(request["profile"]))))
+        sources.append(_memory_file(confine.seccomp_program(request["profile"])))
     for target, source in enumerate(sources):
         os.dup2(source, target, inheritable=target != _STATUS_FD)
     os.closerange(len(sources), 1 << 20)
     os.chdir(request["work_dir"])
-
-
-def _high(fd: int) -> int:
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
 
 
 def _memory_file(data: bytes) -> int:

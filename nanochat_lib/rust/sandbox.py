@@ -43,7 +43,7 @@ _PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/libexec")
 _FILES = ("/etc/ld.so.cache", "/dev/urandom", "/dev/zero")
 _LAUNCH = (
     "import socket, sys; sys.path.append(sys.argv[1]); "
-    "from nanochat_lib.rust.launcher import serve; serve(socket.socket(fileno=0))"
+    "from nanochat_lib.rust.launcher import serve; serve(socket.socket(fileno=0), sys.argv[2])"
 )
 
 
@@ -235,7 +235,7 @@ class _Launcher:
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
-        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, root]
+        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, root, sandbox_level()]
         with theirs:
             # A session of its own: Ctrl-C in a terminal must reach the workbench alone.
             self.process = subprocess.Popen(
