@@ -65,6 +65,11 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    @property
+    def cache_dir(self) -> Path:
+        """Return the folder of caches that all runs share (verdicts of the compiler)."""
+        return self.dir.parent.parent / ".cache"
+
     def state(self) -> dict[str, Any]:
         """Return the content of run.json."""
         return read_run_json(self.dir)
