@@ -63,10 +63,10 @@ def save_checkpoint(
     tokenizer_json: Path | None,
     state: TrainState | None = None,
 ) -> Path:
-    """Write a checkpoint so that `folder` either is complete or does not change.
+    """Write a checkpoint so that `folder` is complete or absent, never half written.
 
     All files are written and synced in a neighbouring folder, which then takes the name; an older
-    checkpoint of that name is replaced.
+    checkpoint of that name steps aside only then.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,13 @@ MAX_INT8 = 127.0
 
 
 def weight_scale_of(weight: Tensor) -> Tensor:
-    """Return mean(|W|) over the whole tensor, rounded to float16 and held in float32."""
-    return weight.detach().float().abs().mean().clamp(min=MIN_SCALE).half().float()
+    """Return mean(|W|) over the whole tensor, rounded to float16 and held in float32.
+
+    The sum runs in float64: in float32 it depends on the number of threads, and at times the
+    rounding to float16 would show it.
+    """
+    mean = weight.detach().abs().mean(dtype=torch.float64)
+    return mean.clamp(min=MIN_SCALE).half().float()
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, float]:
@@ -32,7 +37,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, float]:
         weight: (N, K) float.
 
     Returns:
-        codes (N, K) int8 in {-1, 0, +1}, and weight_scale such that W is about codes * weight_scale.
+        codes (N, K) int8 in {-1, 0, +1}, and weight_scale, so that W is about their product.
 
     Example: [[0.9, -0.1], [-1.1, 0.3]] has scale 0.6 and codes [[1, 0], [-1, 0]] (0.3/0.6 rounds
     half to even).
@@ -53,7 +58,7 @@ class _TernaryWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        scale = weight.abs().mean().clamp(min=MIN_SCALE).half().to(weight.dtype)
+        scale = weight_scale_of(weight)
         return (weight / scale).round_().clamp_(-1, 1).mul_(scale)
 
     @staticmethod
@@ -66,7 +71,8 @@ class _Int8Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        act_scale = x.abs().amax(-1, keepdim=True).clamp_(min=MIN_SCALE).div_(MAX_INT8)
+        largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
+        act_scale = largest.clamp_(min=MIN_SCALE).div_(MAX_INT8)
         return (x / act_scale).round_().mul_(act_scale)
 
     @staticmethod

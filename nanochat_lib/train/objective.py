@@ -1,0 +1,147 @@
+"""The losses of LoopLM training, for exits after every loop.
+
+Stage I: the cross-entropy expected under the exit distribution, and an entropy term that keeps all
+depths in use. Stage II: only the exit gate learns, from what a further loop would gain. In: the R
+hidden states and exit probabilities of `LoopLM.forward`; out: scalars to differentiate.
+
+The logits of all exits never exist at once: the head is applied to chunks of positions, and the
+gradients of a chunk are made while its logits still lie in the cache.
+
+Source: Ouro (arXiv 2510.25741), sections 3.2 and 3.4.
+
+M = B * T positions, R loops, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat_lib.model.looplm import LoopLM, LoopOutput, exit_entropy_nats, exit_pdf
+
+CHUNK_POSITIONS = 512  # logits of one chunk: 4 MB at V = 2048; 128 to 1024 are equally fast
+KEEP_SLOPE = 50.0
+KEEP_GAIN_NATS = 0.005
+
+
+@dataclass(frozen=True)
+class StageOneLoss:
+    """`total = task + entropy_term`, all nats per token; `pdf_mean` (R,) is detached."""
+
+    total: Tensor
+    task: Tensor
+    entropy_term: Tensor
+    pdf_mean: Tensor
+
+
+def stage_one_loss(
+    model: LoopLM,
+    output: LoopOutput,
+    targets: Tensor,
+    *,
+    entropy_weight: float,
+    entropy_objective: Literal["expected", "uniform_gap"] = "expected",
+) -> StageOneLoss:
+    """Return the expected cross-entropy over the exits plus the entropy term.
+
+    Args:
+        targets: (B, T) int64, the next tokens.
+
+    Both entropies are in nats. "expected" subtracts the mean entropy of each token's exit
+    distribution (Ouro). "uniform_gap" adds |ln R - H| of the batch's mean exit distribution (the
+    project brief): it asks that all depths are used by some token, not by every token. In both the
+    gate also learns from the cross-entropies, because they are weighted by its distribution.
+    """
+    pdf = exit_pdf(output.exit_prob).flatten(1)  # (R, M)
+    n_positions = pdf.shape[1]
+    hidden = [h.flatten(0, 1) for h in output.hidden]
+    weights = pdf / n_positions
+    task = _ExitCrossEntropy.apply(weights, model.head.weight, targets.flatten(), *hidden)
+    entropy_term = entropy_weight * entropy_penalty(pdf, entropy_objective)
+    return StageOneLoss(task + entropy_term, task.detach(), entropy_term, pdf.detach().mean(1))
+
+
+def entropy_penalty(pdf: Tensor, objective: Literal["expected", "uniform_gap"]) -> Tensor:
+    """Return the unweighted entropy term in nats of an exit_pdf (R, M)."""
+    if objective == "expected":
+        return -exit_entropy_nats(pdf).mean()
+    return (math.log(len(pdf)) - exit_entropy_nats(pdf.mean(1))).abs()
+
+
+def gate_loss(exit_prob: Tensor, cross_entropy: Tensor, *, look_ahead: bool = True) -> Tensor:
+    """Return the stage-II loss: the gate learns whether a loop's gain is worth it.
+
+    Args:
+        exit_prob: (R, M), differentiable in the gate.
+        cross_entropy: (R, M) nats of every loop; treated as constant.
+        look_ahead: pair the gate after loop r - 1 with the gain of loop r, which is the decision
+            it takes. Ouro (False) pairs the gate after loop r with the gain loop r has just made;
+            its last gate decides nothing, so with two loops Ouro's form trains nothing useful.
+
+    Source: Ouro, section 3.4: gain_r = max(0, CE_{r-1} - CE_r), keep_r = sigmoid(50 (gain_r -
+    0.005)), loss = (1/R) sum_{r>=2} BCE(1 - exit_prob, keep_r). A model of one loop has loss 0.
+    """
+    gain = (cross_entropy[:-1] - cross_entropy[1:]).clamp(min=0).detach()  # (R - 1, M)
+    keep = torch.sigmoid(KEEP_SLOPE * (gain - KEEP_GAIN_NATS))
+    stay = 1 - (exit_prob[:-1] if look_ahead else exit_prob[1:])
+    bce = F.binary_cross_entropy(stay.clamp(1e-6, 1 - 1e-6), keep, reduction="none")
+    return bce.mean(1).sum() / len(exit_prob) if len(exit_prob) > 1 else exit_prob.sum() * 0
+
+
+@torch.no_grad()
+def token_statistics(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and entropy of the next-token distribution, both (M,) nats.
+
+    Args:
+        hidden: (M, D); head: (V, D); targets: (M,).
+    """
+    cross_entropy, entropy = [], []
+    for rows in _chunks(len(targets)):
+        log_prob = F.linear(hidden[rows], head).float().log_softmax(-1)
+        cross_entropy.append(-log_prob.gather(1, targets[rows, None])[:, 0])
+        entropy.append(-(log_prob.exp() * log_prob).sum(-1))
+    return torch.cat(cross_entropy), torch.cat(entropy)
+
+
+class _ExitCrossEntropy(torch.autograd.Function):
+    """(weights, head, targets, *hidden) -> sum_r sum_m weights[r, m] * CE_r[m].
+
+    The weights are known in the forward pass, so each chunk's gradients are made at once: three
+    matmuls for each position instead of the four of recomputing the logits, and one chunk of
+    logits in memory whatever R is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Tensor, head: Tensor, targets: Tensor, *hidden: Tensor
+    ) -> Tensor:
+        cross_entropy = torch.empty_like(weights)  # (R, M)
+        grad_head = torch.zeros_like(head)
+        grad_hidden = [torch.empty_like(h) for h in hidden]
+        for loop_idx, h in enumerate(hidden):
+            for rows in _chunks(len(targets)):
+                picked = targets[rows, None]
+                slope = F.linear(h[rows], head).float().softmax(-1)
+                prob = slope.gather(1, picked)
+                cross_entropy[loop_idx, rows] = -prob[:, 0].clamp(min=1e-37).log()
+                slope.scatter_(1, picked, prob - 1)  # now d CE / d logits
+                slope.mul_(weights[loop_idx, rows, None])
+                slope = slope.to(h.dtype)
+                grad_hidden[loop_idx][rows] = (slope @ head.to(h.dtype)).to(h.dtype)
+                grad_head += slope.T @ h[rows]
+        ctx.save_for_backward(cross_entropy, grad_head, *grad_hidden)
+        return (weights * cross_entropy).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cross_entropy, grad_head, *grad_hidden = ctx.saved_tensors
+        return (grad * cross_entropy, grad * grad_head, None, *(grad * g for g in grad_hidden))
+
+
+def _chunks(n_positions: int) -> list[slice]:
+    return [slice(i, i + CHUNK_POSITIONS) for i in range(0, n_positions, CHUNK_POSITIONS)]
