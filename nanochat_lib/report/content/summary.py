@@ -1,4 +1,4 @@
-"""The top of a report: key numbers with counts, targets beside them, and whether the run is healthy.
+"""The top of a report: key numbers with counts, targets beside them, and the health of the run.
 
 A `Check` names its quantity, value, healthy band and what to try. A `TargetRow` sets a measured
 number beside the profile's target and says whether the two can be compared: a target for a model of
@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report.readings import number, share
+from nanochat_lib.report.content.readings import number, share
 from nanochat_lib.report.run_data import RunData, series
 
 GOOD, WATCH, BAD, UNKNOWN = "good", "watch", "bad", "unknown"
@@ -144,12 +144,12 @@ def target_rows(run: RunData) -> list[TargetRow]:
         target = run.targets.get(name)
         if target is None:
             continue
-        text = f"{'above' if sense > 0 else 'below'} {style.format(target)}"
+        text = f"{'at least' if sense > 0 else 'below'} {style.format(target)}"
         value, detail = measured.get(name, (None, ""))
         if value is None:
             rows.append(TargetRow(label, "not measured in this run", text, "not measured"))
             continue
-        reached = value > target if sense > 0 else value < target
+        reached = value >= target if sense > 0 else value < target
         outcome = "met" if reached else "not met"
         outcome = outcome if is_comparable(run) else "another scale"
         rows.append(TargetRow(label, f"{style.format(value)} ({detail})", text, outcome))

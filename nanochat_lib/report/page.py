@@ -1,0 +1,198 @@
+"""The report of one run: a single HTML page made from the files of its folder.
+
+Input: a run folder, finished or not. Output: `report.html` in it, which opens offline, makes no
+request, and follows the reader's light or dark system. `self_contained` embeds the plotting script
+(5 MB); without it the page links one copy shared by all runs, `reports/assets/plotly.min.js`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from nanochat_lib.report import theme
+from nanochat_lib.report.content.readings import number
+from nanochat_lib.report.content.sections import run_sections
+from nanochat_lib.report.content.summary import (
+    BAD,
+    GOOD,
+    UNKNOWN,
+    WATCH,
+    Check,
+    health_checks,
+    is_comparable,
+    key_numbers,
+    target_rows,
+)
+from nanochat_lib.report.html import asset, content_policy, json_text, render
+from nanochat_lib.report.run_data import RunData, load_run
+from nanochat_lib.runs import write_atomic
+
+MARKS = {GOOD: "✓ good", WATCH: "! watch", BAD: "✗ act", UNKNOWN: "? unknown"}
+
+
+def write_run_report(run_dir: Path, *, self_contained: bool = True) -> Path:
+    """Write a run's report and return its path.
+
+    Args:
+        run_dir: the run's folder.
+        self_contained: embed the plotting script; otherwise link the copy shared by all runs.
+
+    Raises:
+        WorkbenchError: the folder holds no run, or run.json is damaged.
+    """
+    run = load_run(run_dir)
+    path = run_dir / "report.html"
+    write_atomic(path, render_report(run, self_contained=self_contained))
+    if not self_contained:
+        write_shared_plotly(run_dir.parent.parent / "assets")
+    return path
+
+
+def render_report(run: RunData, *, self_contained: bool) -> str:
+    """Return the page of a run as HTML text."""
+    checks, script = health_checks(run), asset("report.js")
+    plotly_js = Markup(_plotly_js()) if self_contained else Markup("")
+    scripts = (script, plotly_js) if self_contained else (script,)
+    return render(
+        "page.html.j2",
+        run=run,
+        created=when(run.state.get("created", "")),
+        asked=asked_text(run),
+        outcome=outcome_text(checks),
+        keys=key_numbers(run),
+        targets=target_rows(run),
+        scale=_scale_text(run),
+        checks=checks,
+        marks=MARKS,
+        sections=run_sections(run),
+        origin=_origin(run),
+        notebooks=notebook_links(run.dir, ""),
+        config=_config_rows(run.config),
+        setup=json_text(page_setup()),
+        style=asset("style.css"),
+        script=script,
+        plotly_js=plotly_js,
+        plotly_src="" if self_contained else "../../assets/plotly.min.js",
+        policy=content_policy(*scripts, shared=not self_contained),
+    )
+
+
+def page_setup() -> dict[str, Any]:
+    """Return what the page's script needs once: both templates, the colour swap, the settings."""
+    modes = ("light", "dark")
+    return {
+        "templates": {mode: theme.template(mode).to_plotly_json() for mode in modes},
+        "swap": theme.swap_table(),
+        "config": theme.PLOTLY_CONFIG,
+    }
+
+
+def write_shared_plotly(folder: Path) -> Path:
+    """Write the plotting script that several pages share, unless it is there already."""
+    path, text = folder / "plotly.min.js", _plotly_js()
+    if not path.exists() or path.stat().st_size != len(text.encode("utf-8")):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    return path
+
+
+def when(created: str) -> str:
+    """Return an ISO time as `2026-08-01 12:30 UTC`, or the text itself when it is none."""
+    try:
+        return datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return created
+
+
+def notebook_links(run_dir: Path, prefix: str) -> list[tuple[str, str]]:
+    """Return (name, relative link) of executed notebooks, the HTML version where there is one."""
+    folder = run_dir / "notebooks"
+    found = []
+    for path in sorted(folder.glob("*.ipynb")):
+        page = path.with_suffix(".html")
+        target = page if page.exists() else path
+        found.append((path.stem, f"{prefix}notebooks/{target.name}"))
+    return found
+
+
+def asked_text(run: RunData) -> str:
+    """Say in one sentence what the run was to do."""
+    config = run.config
+    pretrain, model = config.get("pretrain", {}), config.get("model", {})
+    if not model:
+        return "The run recorded no configuration."
+    tokens = pretrain["total_steps"] * pretrain["batch_size"] * pretrain["seq_len"]
+    maxrl = config.get("maxrl", {}).get("total_steps", 0)
+    return (
+        f"Asked: train a ternary model of {run.n_parameters / 1e6:.2f} million parameters "
+        f"({model['n_layers']} layers x {model['n_loops']} loops) for "
+        f"{pretrain['total_steps']:,} steps on about {tokens / 1e6:.1f} million tokens, then "
+        f"{maxrl:,} MaxRL updates."
+    )
+
+
+def outcome_text(checks: list[Check]) -> str:
+    """Say in one sentence whether the run is healthy."""
+    bad = [check.name for check in checks if check.state == BAD]
+    watch = [check.name for check in checks if check.state == WATCH]
+    n_good = sum(check.state == GOOD for check in checks)
+    n_unknown = sum(check.state == UNKNOWN for check in checks)
+    text = f"Health: {n_good} of {len(checks)} checks are good"
+    text += f", act on {', '.join(bad)}" if bad else ""
+    text += f", watch {', '.join(watch)}" if watch else ""
+    return text + (f"; {n_unknown} not measured." if n_unknown else ".")
+
+
+def _scale_text(run: RunData) -> str:
+    wanted = run.targets.get("parameters_b")
+    size = f"{number(run.n_parameters)} stored parameters"
+    if is_comparable(run):
+        return f"Targets of profile {run.state.get('profile')}; this model has {size}."
+    return (
+        f"The targets of profile {run.state.get('profile')} were set for a model of {wanted:g} "
+        f"billion parameters; this one has {size}. They are shown as targets and do not apply "
+        "at this scale."
+    )
+
+
+def _origin(run: RunData) -> list[tuple[str, str]]:
+    state = run.state
+    git, machine = state.get("git", {}), state.get("machine", {})
+    commit = git.get("commit") or "not a checkout"
+    changed = " with uncommitted changes" if git.get("dirty") else ""
+    versions = ", ".join(f"{name} {found}" for name, found in state.get("versions", {}).items())
+    rows = [
+        ("Commit", commit + changed),
+        ("Machine", run.machine),
+        ("System", machine.get("os", "")),
+        ("Processor features", ", ".join(machine.get("cpu_features", []))),
+        ("Compiler", run.rustc),
+        ("Sandbox", run.sandbox or "not recorded"),
+        ("Versions", versions),
+        ("Package constraints", state.get("lock_hash", "")[:16]),
+        ("Seed", str(run.config.get("seed", ""))),
+        ("Stages", "; ".join(_stage_text(name, s) for name, s in state.get("stages", {}).items())),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _stage_text(name: str, stage: dict[str, Any]) -> str:
+    seconds = f" in {stage['seconds']:,.0f} s" if stage.get("seconds") else ""
+    return f"{name} {stage.get('status', 'unknown')}{seconds}"
+
+
+def _config_rows(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    sections = [(name, list(v.items())) for name, v in config.items() if isinstance(v, dict)]
+    plain = [(name, value) for name, value in config.items() if not isinstance(value, dict)]
+    return [("run", plain), *sections] if config else []
+
+
+@cache
+def _plotly_js() -> str:
+    return get_plotlyjs().replace("\r\n", "\n")
