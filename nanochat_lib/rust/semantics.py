@@ -1,0 +1,138 @@
+"""What kind of mistake a program makes: rustc's error codes by class, and two semantic measures.
+
+Input: `Verified` records. Output: classes of codes, counts, and two numbers with different
+meanings: `semantic_score` grades how far programs get through the compiler, `semantic_ok` is the
+strict statement that one does what its tests say. Programs that could not be judged are in neither
+denominator. Source of the classes: rustc's error index (https://doc.rust-lang.org/error_codes).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat_lib.records import Level, Verdict, Verified
+from nanochat_lib.rust.syntax import SyntaxFeatures
+
+ErrorClass = Literal["resolution", "types", "lifetimes", "ownership", "others"]
+ERROR_CLASSES: tuple[ErrorClass, ...] = (
+    "resolution", "types", "lifetimes", "ownership", "others",
+)  # fmt: skip
+
+
+def _codes(text: str) -> frozenset[str]:
+    return frozenset("E" + code for code in text.split())
+
+
+_RESOLUTION = _codes(
+    "0252 0254 0255 0259 0260 0364 0365 0401 0403 0404 0405 0407 0408 0411 0412 0415 0416 0422 "
+    "0423 0424 0425 0426 0428 0429 0430 0431 0432 0433 0434 0435 0437 0438 0451 0463 0530 0531 "
+    "0532 0573 0574 0575 0576 0603 0616 0624 0659 0742"
+)
+_LIFETIMES = _codes(
+    "0106 0195 0226 0227 0228 0261 0262 0263 0309 0310 0311 0373 0477 0478 0482 0491 0495 0496 "
+    "0515 0521 0597 0621 0623 0626 0637 0700 0712 0716 0726 0759 0803"
+)
+_OWNERSHIP = _codes(
+    "0381 0382 0384 0493 0499 0500 0501 0502 0503 0505 0506 0507 0508 0509 0510 0524 0594 0596 0713"
+)
+# Lexer, attributes, unsafety, unstable features, linking: no statement about meaning.
+_OTHERS = _codes(
+    "0133 0152 0455 0458 0459 0466 0468 0469 0514 0517 0518 0519 0522 0536 0537 0538 0539 0541 "
+    "0552 0554 0565 0583 0584 0585 0586 0587 0588 0589 0601 0602 0635 0636 0658 0748 0753 0754 "
+    "0758 0762 0763 0765 0766 0768 0788"
+)
+
+
+@dataclass(frozen=True)
+class SemanticScore:
+    """A score between 0 and 1 with its counts."""
+
+    score: float
+    n_judged: int
+    n_compiled: int
+    n_unjudged: int
+    by_class: dict[str, int]  # programs with at least one error of the class
+
+
+def error_class(code: str) -> ErrorClass:
+    """Return the class of an error code; messages without a code are `others`."""
+    if code in _RESOLUTION:
+        return "resolution"
+    if code in _LIFETIMES:
+        return "lifetimes"
+    if code in _OWNERSHIP:
+        return "ownership"
+    is_type_code = code.startswith("E") and code[1:].isdigit() and code not in _OTHERS
+    return "types" if is_type_code else "others"
+
+
+def error_classes(verified: Verified) -> tuple[ErrorClass, ...]:
+    """Return the classes of a program's errors, each once, in the order of `ERROR_CLASSES`."""
+    found = {error_class(d.code) for d in verified.diagnostics if d.level == "error"}
+    return tuple(name for name in ERROR_CLASSES if name in found)
+
+
+def count_codes(verified: Iterable[Verified]) -> Counter[str]:
+    """Count programs per error code (a program counts once for each of its codes)."""
+    return Counter(code for one in verified for code in one.codes)
+
+
+def semantic_progress(verified: Verified) -> float:
+    """Return how far a program got through the compiler: 0, 0.25, 0.5, 0.75 or 1.
+
+    0: it does not parse; 0.25: it parses, names or macros do not resolve; 0.5: names resolve,
+    types do not fit; 0.75: types fit, ownership or lifetimes do not; 1: it compiles. The earliest
+    mistake counts, because rustc does not look for later kinds behind it.
+    """
+    if verified.verdict is Verdict.PARSE_ERROR:
+        return 0.0
+    if verified.verdict not in (Verdict.COMPILE_ERROR, Verdict.BUILD_ERROR):
+        return 1.0
+    classes = error_classes(verified)
+    if verified.verdict is Verdict.BUILD_ERROR:
+        return 0.75
+    if "others" in classes or "resolution" in classes or not classes:
+        return 0.25
+    return 0.5 if "types" in classes else 0.75
+
+
+def semantic_score(verified: Iterable[Verified]) -> SemanticScore:
+    """Return the mean of `semantic_progress` over the programs that rustc judged.
+
+    A program that was stopped while it compiled (TIMEOUT or RESOURCE_LIMIT before it was built)
+    cannot be told from one stopped while it ran by its verdict; `detail` says "rustc", and such a
+    program counts as not judged here.
+    """
+    rows = list(verified)
+    judged = [one for one in rows if _is_judged(one)]
+    by_class: Counter[str] = Counter()
+    for one in judged:
+        by_class.update(error_classes(one))
+    total = sum(map(semantic_progress, judged))
+    return SemanticScore(
+        score=total / len(judged) if judged else 0.0,
+        n_judged=len(judged),
+        n_compiled=sum(semantic_progress(one) == 1.0 for one in judged),
+        n_unjudged=len(rows) - len(judged),
+        by_class={name: by_class[name] for name in ERROR_CLASSES},
+    )
+
+
+def _is_judged(verified: Verified) -> bool:
+    stopped = verified.verdict in (Verdict.TIMEOUT, Verdict.RESOURCE_LIMIT)
+    return verified.verdict is not Verdict.UNJUDGED and not (
+        stopped and verified.detail.startswith("rustc")
+    )
+
+
+def semantic_ok(verified: Verified, features: SyntaxFeatures) -> bool:
+    """Return whether a program builds, passes all its tests, and holds no unsafe code.
+
+    Unsafe code is left out because no test shows that it is sound, and because only unsafe code
+    could forge the completion proof of `harness.py`.
+    """
+    passed = verified.verdict is Verdict.PASSED and verified.level is Level.TEST
+    return passed and features.unsafe_blocks == 0
