@@ -6,6 +6,9 @@ with a large model in memory costs milliseconds and is unsafe in a threaded one,
 and has a single thread. It adopts and kills whatever a program leaves behind. And it notices when
 the workbench itself dies (end of file on the socket) and then ends the program.
 
+A launcher serves one profile. While it waits, the next child is already forked, confined as far as
+it can be without knowing the request, and blocked on a pipe: that halves the time to start.
+
 Request: 4-byte length, JSON. Answer: 4-byte length, JSON, then the bytes of both outputs.
 """
 
@@ -21,26 +24,30 @@ import signal
 import socket
 import struct
 import time
+from typing import NamedTuple
 
 from nanochat_lib.rust import confine
 
 _FIRST_LOOK_S, _LONGEST_WAIT_S = 0.002, 0.02
 _CHUNK = 1 << 16
-_STATUS_FD, _FIRST_FREE_FD = 3, 8  # 4 is bubblewrap's filter; 5 to 7 stay free
+_STATUS_FD, _REQUEST_FD, _FIRST_FREE_FD = 3, 5, 8  # 4 is bubblewrap's filter, 7 /dev/null
 
 
-def serve(control: socket.socket, level: str) -> None:
+def serve(control: socket.socket, level: str, profile: str) -> None:
     """Run one program per request until the other end closes."""
-    _prepare(level)
+    _prepare(level, profile)
     with contextlib.suppress(ConnectionError, EOFError):
         while True:
+            child = _fork_ahead(level, profile)
             (length,) = struct.unpack("I", _receive(control, 4))
-            answer, *outputs = _run(json.loads(_receive(control, length)), control)
+            answer, *outputs = _run(child, _receive(control, length), profile, control)
+            if level == "bubblewrap":
+                answer["returncode"] = _inner_code(answer["returncode"])
             header = json.dumps(answer).encode()
             control.sendall(struct.pack("I", len(header)) + header + b"".join(outputs))
 
 
-def _prepare(level: str) -> None:
+def _prepare(level: str, profile: str) -> None:
     """Do once what every program inherits, so that starting one costs less."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     confine.become_subreaper()
@@ -48,8 +55,7 @@ def _prepare(level: str) -> None:
         file.write("1000")  # should memory run out, sandboxed programs go before the workbench
     if level == "landlock+seccomp":
         confine.renounce_privileges()
-        for profile in ("compile", "run"):
-            confine.seccomp_program(profile, os.getpid())
+        confine.seccomp_program(profile, os.getpid())
     while os.open("/dev/null", os.O_RDONLY) < _FIRST_FREE_FD:
         pass  # keeps every later descriptor above those that a program gets
     gc.collect()
@@ -66,32 +72,50 @@ def _receive(control: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def _run(request: dict, control: socket.socket) -> tuple[dict, bytes, bytes]:
-    """Start a program, watch it until it ends or passes a limit, and leave nothing of it."""
-    started, spent = time.monotonic(), _children_cpu_s()
-    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+class _Child(NamedTuple):
+    """A process that waits to become a program, and our ends of the pipes to it."""
+
+    pid: int
+    request: int  # to write
+    out: int
+    err: int
+    status: int  # why it could not start; exec closes it
+
+
+def _fork_ahead(level: str, profile: str) -> _Child:
+    (theirs, request), *outward = (os.pipe() for _ in range(4))
+    ours, writers = [read for read, _ in outward], [write for _, write in outward]
     pid = os.fork()
     if pid == 0:
-        _become(request, *(write for _, write in pipes))
-    for _, write in pipes:
-        os.close(write)
-    (out, err, status) = (read for read, _ in pipes)
-    failed = _read_all(status)
-    program = _Program(pid, request, started, {out: bytearray(), err: bytearray()})
+        os.close(request)
+        _become(theirs, writers, level, profile)
+    for fd in (theirs, *writers):
+        os.close(fd)
+    return _Child(pid, request, *ours)
+
+
+def _run(
+    child: _Child, request: bytes, profile: str, control: socket.socket
+) -> tuple[dict, bytes, bytes]:
+    """Start a program, watch it until it ends or passes a limit, and leave nothing of it."""
+    started, spent = time.monotonic(), _children_cpu_s()
     try:
+        with contextlib.suppress(BrokenPipeError), open(child.request, "wb") as pipe:
+            pipe.write(request)
+        failed = _read_all(child.status)
+        program = _Program(child, json.loads(request)["limits"], profile, started)
         reason = "" if failed else program.watch(control)
-        code = _end(pid)
+        code = _end(child.pid)
         reason = program.drain() or reason
     finally:
-        for read in (out, err, status):
-            os.close(read)
+        for fd in (child.out, child.err, child.status):
+            os.close(fd)
     cpu_s = _children_cpu_s() - spent
     stdout, stderr = (bytes(data) for data in program.outputs.values())
-    code = _inner_code(code) if request["level"] == "bubblewrap" else code
     answer = {
         "failed": failed.decode(errors="replace"),
         "returncode": code,
-        "ended": reason or _reason(code, cpu_s, request["limits"], stderr),
+        "ended": reason or _reason(code, cpu_s, program.limits, stderr),
         "cpu_s": cpu_s,
         "wall_s": time.monotonic() - started,
         "sizes": [len(stdout), len(stderr)],
@@ -115,34 +139,36 @@ def _read_all(fd: int) -> bytes:
 # --- In the child -----------------------------------------------------------------------------
 
 
-def _become(request: dict, out: int, err: int, status: int) -> None:
-    """Turn this forked process into the program; never returns."""
+def _become(request_fd: int, writers: list[int], level: str, profile: str) -> None:
+    """Turn this forked process into the program that the request names; never returns."""
     try:
         os.setsid()
         confine.die_with_parent()
-        _arrange_files(request, out, err, status)
+        has_filter = level == "bubblewrap" and confine.has_seccomp()
+        more = [_memory_file(confine.seccomp_program(profile))] if has_filter else []
+        # Standard input, both outputs, the status pipe, perhaps bubblewrap's filter; nothing else.
+        sources = [_FIRST_FREE_FD - 1, *writers, *more]
+        request_fd = os.dup2(request_fd, _REQUEST_FD, inheritable=False)
+        for target, source in enumerate(sources):
+            os.dup2(source, target, inheritable=target != _STATUS_FD)
+        os.closerange(_REQUEST_FD + 1, 1 << 20)
         for name in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores both, and exec inherits it
             signal.signal(name, signal.SIG_DFL)
-        confine.limit_resources(request["limits"], request["profile"])
-        if request["level"] == "landlock+seccomp":
-            confine.restrict_files(request["rules"])
-            confine.restrict_calls(confine.seccomp_program(request["profile"], os.getpid()))
-        os.execve(request["argv"][0], request["argv"], request["env"])
+        if level == "landlock+seccomp":
+            confine.restrict_calls(confine.seccomp_program(profile, os.getpid()))
+        _start(json.loads(_read_all(request_fd)), level, profile)
     except (OSError, ValueError) as error:
         os.write(_STATUS_FD, str(error).encode()[:4000])
     finally:
         os._exit(127)
 
 
-def _arrange_files(request: dict, out: int, err: int, status: int) -> None:
-    """Leave the work folder, three standard files and nothing else open."""
-    sources = [_FIRST_FREE_FD - 1, out, err, status]
-    if request["filter"]:
-        sources.append(_memory_file(confine.seccomp_program(request["profile"])))
-    for target, source in enumerate(sources):
-        os.dup2(source, target, inheritable=target != _STATUS_FD)
-    os.closerange(len(sources), 1 << 20)
+def _start(request: dict, level: str, profile: str) -> None:
     os.chdir(request["work_dir"])
+    confine.limit_resources(request["limits"], profile)
+    if level == "landlock+seccomp":
+        confine.restrict_files(request["rules"])
+    os.execve(request["argv"][0], request["argv"], request["env"])
 
 
 def _memory_file(data: bytes) -> int:
@@ -158,10 +184,10 @@ def _memory_file(data: bytes) -> int:
 class _Program:
     """A started program, its limits, and what it has printed so far."""
 
-    def __init__(self, pid: int, request: dict, started: float, outputs: dict[int, bytearray]):
-        self.pid, self.limits, self.started, self.outputs = pid, request["limits"], started, outputs
-        self.profile = request["profile"]
-        for fd in outputs:
+    def __init__(self, child: _Child, limits: dict, profile: str, started: float) -> None:
+        self.pid, self.limits, self.profile, self.started = child.pid, limits, profile, started
+        self.outputs = {child.out: bytearray(), child.err: bytearray()}
+        for fd in self.outputs:
             os.set_blocking(fd, False)
 
     def watch(self, control: socket.socket) -> str:

@@ -43,7 +43,7 @@ _PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/libexec")
 _FILES = ("/etc/ld.so.cache", "/dev/urandom", "/dev/zero")
 _LAUNCH = (
     "import socket, sys; sys.path.append(sys.argv[1]); "
-    "from nanochat_lib.rust.launcher import serve; serve(socket.socket(fileno=0), sys.argv[2])"
+    "from nanochat_lib.rust.launcher import serve; serve(socket.socket(fileno=0), *sys.argv[2:])"
 )
 
 
@@ -129,18 +129,14 @@ def run_sandboxed(
     command = [str(part) for part in argv]
     folder = _checked_work_dir(work_dir)
     rules = _rules(profile, command[0], folder, [str(path) for path in readable])
-    bubblewrapped = level == "bubblewrap"
     request = {
-        "level": level,
-        "profile": profile,
-        "argv": _bubblewrap(rules, folder) + command if bubblewrapped else command,
+        "argv": _bubblewrap(rules, folder) + command if level == "bubblewrap" else command,
         "env": _environment(profile, folder) | (env or {}),
         "work_dir": folder,
         "limits": asdict(limits),
         "rules": rules,
-        "filter": bubblewrapped and confine.has_seccomp(),
     }
-    answer, stdout, stderr = _ask(request)
+    answer, stdout, stderr = _ask((level, profile), request)
     if answer["failed"]:
         raise SandboxError(f"Could not run {command[0]} in {folder}: {answer['failed']}.")
     kept = {name: answer[name] for name in ("returncode", "cpu_s", "wall_s", "ended")}
@@ -215,7 +211,7 @@ def _environment(profile: str, folder: str) -> dict[str, str]:
 def _bubblewrap(rules: Sequence[confine.PathRule], folder: str) -> list[str]:
     """Return the same rules as a bubblewrap command; its namespaces hide everything else."""
     command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent"]
-    command += ["--new-session", "--dev", "/dev", "--chdir", folder]
+    command += ["--new-session", "--dev", "/dev", "--proc", "/proc", "--chdir", folder]
     if confine.has_seccomp():
         command += ["--seccomp", "4"]
     for path, rights in rules:
@@ -230,12 +226,12 @@ def _bubblewrap(rules: Sequence[confine.PathRule], folder: str) -> list[str]:
 
 
 class _Launcher:
-    """One launcher process and the socket to it."""
+    """One launcher process, for one profile, and the socket to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, level: str, profile: str) -> None:
         self.control, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
-        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, root, sandbox_level()]
+        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, root, level, profile]
         with theirs:
             # A session of its own: Ctrl-C in a terminal must reach the workbench alone.
             self.process = subprocess.Popen(
@@ -272,27 +268,28 @@ class _Pool:
     """Launchers that wait for work; as many exist as threads have asked at once."""
 
     def __init__(self) -> None:
-        self.lock, self.idle, self.owner = threading.Lock(), [], os.getpid()
+        self.lock, self.owner = threading.Lock(), os.getpid()
+        self.idle: dict[tuple[str, str], list[_Launcher]] = {}
 
-    def take(self) -> _Launcher:
+    def take(self, kind: tuple[str, str]) -> _Launcher:
         """Return an idle launcher or start one; a forked process never uses its parent's."""
         with self.lock:
             if self.owner != os.getpid():
-                self.idle, self.owner = [], os.getpid()
-            if self.idle:
-                return self.idle.pop()
-        return _Launcher()
+                self.idle, self.owner = {}, os.getpid()
+            if idle := self.idle.get(kind):
+                return idle.pop()
+        return _Launcher(*kind)
 
-    def give(self, launcher: _Launcher) -> None:
+    def give(self, kind: tuple[str, str], launcher: _Launcher) -> None:
         """Keep a launcher for the next call."""
         with self.lock:
-            self.idle.append(launcher)
+            self.idle.setdefault(kind, []).append(launcher)
 
     def close(self) -> None:
         """End every idle launcher of this process."""
         if self.owner == os.getpid():
-            while self.idle:
-                self.idle.pop().close()
+            for launcher in (launcher for idle in self.idle.values() for launcher in idle):
+                launcher.close()
 
 
 @cache
@@ -302,17 +299,17 @@ def _pool() -> _Pool:
     return pool
 
 
-def _ask(request: dict) -> tuple[dict, bytes, bytes]:
+def _ask(kind: tuple[str, str], request: dict) -> tuple[dict, bytes, bytes]:
     """Have one program run; on any trouble the launcher goes, and its program with it."""
     pool = _pool()
-    launcher = pool.take()
+    launcher = pool.take(kind)
     try:
         answer = launcher.ask(request)
     except OSError as error:
         launcher.close()
         raise SandboxError(f"The launcher of sandboxed programs died: {error}.") from error
-    except BaseException:
+    except BaseException:  # Ctrl-C: the launcher would answer somebody else's question
         launcher.close()
         raise
-    pool.give(launcher)
+    pool.give(kind, launcher)
     return answer
