@@ -1,0 +1,248 @@
+"""The decode engine: a LoopLM generates text on the CPU from packed ternary weights.
+
+In: prompts as token ids; out: tokens, the loop at which each left, and the entropy of the choice.
+Each of `threads` worker threads runs the decode program (decode.py) on its own group of
+sequences, without synchronisation inside a step. Used by MaxRL rollouts, evaluation and the tour.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+import kernels
+from kernels.compile import LEVELS
+from nanochat_lib.config import ModelConfig
+from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model import decode
+from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.packed import (
+    State,
+    Weights,
+    load_weights,
+    new_state,
+    new_weights,
+    shape_of,
+)
+
+_HASH = 0x9E3779B97F4A7C15  # spreads (seed, sequence) over 64 bits
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one prompt led to; a stop token, when reached, is the last of `tokens`."""
+
+    tokens: list[int]
+    exit_loops: list[int]  # loops run for each token, from 1
+    token_entropy: list[float]  # nats, of the model's own distribution (temperature 1)
+
+
+class Engine:
+    """Packed weights of one model, and one set of caches and buffers per thread."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, states: list[State], max_seq_len: int
+    ) -> None:
+        self.config = config
+        self.max_seq_len = max_seq_len
+        self.backend = _backend()
+        self._shape = shape_of(config)
+        self._weights = weights
+        self._states = states
+        self._pool = ThreadPoolExecutor(len(states), thread_name_prefix="engine")
+
+    @classmethod
+    def from_model(
+        cls,
+        model: LoopLM,
+        *,
+        max_batch: int = 64,
+        max_seq_len: int | None = None,
+        threads: int | None = None,
+    ) -> Engine:
+        """Pack `model` and allocate caches.
+
+        Args:
+            max_batch: sequences decoded at the same time; more prompts wait their turn.
+            max_seq_len: longest prompt plus completion; by default the model's.
+            threads: worker threads; by default the CPUs this process may use.
+
+        Raises:
+            WorkbenchError: a parameter is not finite, or a limit makes no sense for the model.
+        """
+        config = model.config
+        length = max_seq_len or config.max_seq_len
+        threads = threads or len(os.sched_getaffinity(0))
+        if length > config.max_seq_len:
+            raise WorkbenchError(
+                f"max_seq_len {length} exceeds the model's {config.max_seq_len}. "
+                "Extend the context first (stage 4)."
+            )
+        if min(max_batch, length, threads) < 1:
+            raise WorkbenchError(
+                f"max_batch {max_batch}, max_seq_len {length} and threads {threads} "
+                "must all be at least 1."
+            )
+        weights = new_weights(config, length)
+        load_weights(weights, model)
+        n_slots = -(-max_batch // threads)
+        states = [new_state(config, length, n_slots) for _ in range(min(threads, max_batch))]
+        return cls(config, weights, states, length)
+
+    def reload(self, model: LoopLM) -> None:
+        """Pack the current parameters of a model of the same shape again, in place.
+
+        Raises:
+            WorkbenchError: the model has another shape, or a parameter is not finite.
+        """
+        if model.config != self.config:
+            raise WorkbenchError(
+                f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
+                "Make a new one with Engine.from_model."
+            )
+        load_weights(self._weights, model)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        stop_ids: frozenset[int] = frozenset(),
+        exit_threshold: float = 1.0,
+    ) -> list[Generation]:
+        """Continue every prompt.
+
+        Args:
+            prompts: token ids; the longest must fit into `max_seq_len`. Generation ends at a stop
+                token (kept), after `max_new_tokens`, or when the sequence is full.
+            temperature: 0 takes the most likely token.
+            top_k: tokens kept, 0 for all. top_p: probability mass kept of those.
+            seed: one number (sequence i then uses a hash of seed and i), or one per prompt, which
+                makes a completion independent of the other prompts and of their order.
+            exit_threshold: leave the loops when exit_cdf reaches it; 1 runs all loops.
+
+        Raises:
+            WorkbenchError: an argument is out of range.
+        """
+        self._check(prompts, max_new_tokens, temperature, (top_k, top_p), exit_threshold)
+        if not prompts:
+            return []
+        job = decode.Job(
+            prompts=np.array([token for prompt in prompts for token in prompt], dtype=np.int64),
+            starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
+            seeds=_seeds(seed, len(prompts)),
+            is_stop=np.isin(np.arange(self.config.vocab_size), list(stop_ids)),
+            tokens=np.zeros((len(prompts), max_new_tokens), np.int64),
+            exit_loops=np.zeros((len(prompts), max_new_tokens), np.int64),
+            entropy=np.zeros((len(prompts), max_new_tokens), np.float32),
+            lengths=np.zeros(len(prompts), np.int64),
+            interrupt=np.zeros(1, np.bool_),
+            temperature=float(temperature),
+            top_k=int(top_k),
+            top_p=float(top_p),
+            exit_threshold=float(exit_threshold) if exit_threshold < 1 else decode.ALL_LOOPS,
+            max_seq_len=self.max_seq_len,
+        )
+        self._run(job)
+        return [
+            Generation(
+                job.tokens[i, :n].tolist(), job.exit_loops[i, :n].tolist(), job.entropy[i, :n].tolist()
+            )
+            for i, n in enumerate(job.lengths.tolist())
+        ]
+
+    def logits(
+        self, tokens: Sequence[int], *, n_loops: int | None = None, exit_threshold: float = 1.0
+    ) -> np.ndarray:
+        """Return the logits float32 (T, V) after every token of one sequence.
+
+        With an `exit_threshold` below 1 tokens are processed one by one, as in generation.
+        """
+        self._check([tokens], 1, 0.0, (0, 1.0), exit_threshold)
+        shape, ids = self._shape._replace(n_loops=n_loops or self._shape.n_loops), np.array(tokens)
+        if not 1 <= shape.n_loops <= self.config.n_loops:
+            raise WorkbenchError(f"n_loops {n_loops} is not within 1 to {self.config.n_loops}.")
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        threshold = float(exit_threshold) if exit_threshold < 1 else decode.ALL_LOOPS
+        arguments = (LEVELS[self.backend], shape, self._weights, self._states[0], ids)
+        decode.score(*arguments, threshold, out)
+        return out
+
+    def _run(self, job: decode.Job) -> None:
+        """Hand groups of sequences to the threads; each thread takes the next group when done."""
+        n, n_slots = len(job.lengths), len(self._states[0].k_cache)
+        group = min(n_slots, -(-n // len(self._states)))
+        firsts = iter(range(0, n, group))
+
+        def work(state: State) -> None:
+            for first in firsts:  # next() on a shared range iterator is atomic under the lock
+                last = min(first + group, n)
+                level = LEVELS[self.backend]
+                decode.generate(level, self._shape, self._weights, state, job, first, last)
+
+        running = [self._pool.submit(work, state) for state in self._states]
+        try:
+            for worker in running:
+                worker.result()
+        finally:
+            job.interrupt[0] = True  # after an interrupt, workers stop at their next token
+            for worker in running:
+                worker.exception()
+
+    def _check(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float,
+        top: tuple[int, float],
+        exit_threshold: float,
+    ) -> None:
+        vocab_size, (top_k, top_p) = self.config.vocab_size, top
+        for number, prompt in enumerate(prompts):
+            if not 1 <= len(prompt) <= self.max_seq_len:
+                raise WorkbenchError(
+                    f"Prompt {number} has {len(prompt)} tokens; this engine takes 1 to "
+                    f"{self.max_seq_len}. Shorten it or give max_seq_len to Engine.from_model."
+                )
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise WorkbenchError(
+                    f"Prompt {number} holds a token outside 0 to {vocab_size - 1}: "
+                    "it was encoded with another tokenizer than the model's."
+                )
+        ranges = {
+            "max_new_tokens": (max_new_tokens, 1, float("inf")),
+            "temperature": (temperature, 0, float("inf")),
+            "top_k": (top_k, 0, float("inf")),
+            "top_p": (top_p, 1e-9, 1),
+            "exit_threshold": (exit_threshold, 0, 1),
+        }
+        for name, (value, low, high) in ranges.items():
+            if not low <= value <= high:
+                raise WorkbenchError(f"{name} must lie between {low} and {high}, found {value}.")
+
+
+def _backend() -> str:
+    """Return the kernel level of the decode program; the reference is not one of them."""
+    try:
+        name = kernels.choose_backend()
+    except ValueError as error:
+        raise WorkbenchError(f"NANOCHAT_KERNEL: {error}") from error
+    return name if name in LEVELS else "generic"
+
+
+def _seeds(seed: int | Sequence[int], n: int) -> np.ndarray:
+    if isinstance(seed, int):
+        seeds = [(seed * n_bits + i + 1) * _HASH for i in range(n) for n_bits in (1 << 32,)]
+    else:
+        seeds = [(value + 1) * _HASH for value in seed]
+    if len(seeds) != n:
+        raise WorkbenchError(f"{len(seeds)} seeds were given for {n} prompts: give one per prompt.")
+    return np.array([value % (1 << 64) for value in seeds], dtype=np.uint64)

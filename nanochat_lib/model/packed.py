@@ -1,0 +1,221 @@
+"""A LoopLM as the arrays that the decode program reads, and the buffers that it writes.
+
+In: a torch `LoopLM`. Out: `Weights`, with ternary matrices packed and matrices that share an input
+fused (q,k,v and gate,up), and `State`, everything one thread needs to decode its sequences, so
+that nothing is allocated per token. Embedding and head stay float32: int8 would be faster by a few
+per cent but breaks the agreement with the trained model (1e-4).
+
+`L` layers, `R` loops, `S` slots (sequences decoded together), `C` rows (tokens in one pass),
+`T` positions, `H` heads, `K` head size, `D` d_model, `F` d_ff, `V` vocabulary. Groups of 16 rows or
+positions are written /16 and rounded up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import kernels
+from nanochat_lib.config import ModelConfig
+from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.looplm import LoopLM, rope_table
+from nanochat_lib.model.ternary import quantize_weight
+
+PREFILL_ROWS = 32  # prompt tokens per pass: more gains nothing once weights are used 4 at a time
+_FUSED = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
+
+
+class Shape(NamedTuple):
+    """The numbers of a model that the decode program needs."""
+
+    n_layers: int
+    n_loops: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    d_model: int
+    d_ff: int
+    vocab_size: int
+    norm_eps: float
+    ternary: bool
+
+
+class Matrix(NamedTuple):
+    """One weight of all layers; `packed` and `scale`, or `dense`, is used (the other is empty)."""
+
+    packed: np.ndarray  # uint8 (L, N/16, K/16, 64)
+    scale: np.ndarray  # float32 (L, N)
+    dense: np.ndarray  # float32 (L, N/16, K, 16)
+
+
+class Weights(NamedTuple):
+    """All parameters of a model."""
+
+    embed: np.ndarray  # float32 (V, D)
+    attn_norm: np.ndarray  # float32 (L, D)
+    ffn_norm: np.ndarray  # float32 (L, D)
+    final_norm: np.ndarray  # float32 (D,)
+    gate_weight: np.ndarray  # float32 (D,)
+    gate_bias: np.ndarray  # float32 (1,)
+    head: np.ndarray  # float32 (V/16, D, 16)
+    rope: np.ndarray  # float32 (2, T, K/2)
+    qkv: Matrix
+    o: Matrix
+    gate_up: Matrix
+    down: Matrix
+
+
+class State(NamedTuple):
+    """Caches and scratch of one thread. Rows of a pass come first in every (C, ...) array."""
+
+    k_cache: np.ndarray  # float32 (S, R, L, H_kv, T/16, K, 16): positions are lanes
+    v_cache: np.ndarray  # float32 (S, R, L, H_kv, K/16, T, 16): head dimensions are lanes
+    token: np.ndarray  # int64 (C,) what each row reads, and where
+    slot: np.ndarray  # int64 (C,)
+    position: np.ndarray  # int64 (C,)
+    active: np.ndarray  # int64 (C,) rows still in the loops
+    survival: np.ndarray  # float32 (C,)
+    exit_loop: np.ndarray  # int64 (C,) loops run, from 1
+    hidden: np.ndarray  # float32 (C, D) of the active rows
+    final: np.ndarray  # float32 (C, D) of every row, once it has left
+    normed: np.ndarray  # float32 (C, D)
+    wide: np.ndarray  # float32 (C, widest product)
+    product: np.ndarray  # float32 (C, D padded)
+    attended: np.ndarray  # float32 (C, D)
+    gated: np.ndarray  # float32 (C, F)
+    scores: np.ndarray  # float32 (H, T padded)
+    attention: np.ndarray  # float32 (H, K padded)
+    x_q: np.ndarray  # int8 (C, D padded)
+    gated_q: np.ndarray  # int8 (C, F padded)
+    act_scale: np.ndarray  # float32 (C,)
+    x_sum: np.ndarray  # int32 (C,)
+    sums: np.ndarray  # int32 (C, widest product)
+    logits: np.ndarray  # float32 (C, V padded)
+    probability: np.ndarray  # float32 (V,)
+    candidate: np.ndarray  # float32 (V,)
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    """Return the numbers of `config` that the decode program needs."""
+    values = {name: getattr(config, name) for name in Shape._fields}
+    return Shape(**values)
+
+
+def new_weights(config: ModelConfig, max_seq_len: int) -> Weights:
+    """Allocate the arrays of a model; `load_weights` fills them."""
+    L, D = config.n_layers, config.d_model
+    qkv_rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_size
+    rope = rope_table(max_seq_len, config)[:, :, 0].contiguous().numpy()
+    return Weights(
+        embed=_zeros(config.vocab_size, D),
+        attn_norm=_zeros(L, D),
+        ffn_norm=_zeros(L, D),
+        final_norm=_zeros(D),
+        gate_weight=_zeros(D),
+        gate_bias=_zeros(1),
+        head=_zeros(_up(config.vocab_size) // 16, D, 16),
+        rope=rope,
+        qkv=_new_matrix(L, qkv_rows, D, config.ternary),
+        o=_new_matrix(L, D, D, config.ternary),
+        gate_up=_new_matrix(L, 2 * config.d_ff, D, config.ternary),
+        down=_new_matrix(L, D, config.d_ff, config.ternary),
+    )
+
+
+def load_weights(weights: Weights, model: LoopLM) -> None:
+    """Copy and pack the parameters of `model` into `weights`, in place.
+
+    Raises:
+        WorkbenchError: a parameter holds NaN or infinity.
+    """
+    tensors = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise WorkbenchError(
+                f"Parameter {name} holds NaN or infinity, so the model cannot generate. "
+                "Training has diverged: go back to an earlier checkpoint or lower the rate."
+            )
+    weights.embed[:] = tensors["embed.weight"].numpy()
+    weights.final_norm[:] = tensors["final_norm.weight"].numpy()
+    weights.gate_weight[:] = tensors["exit_gate.weight"][0].numpy()
+    weights.gate_bias[:] = tensors["exit_gate.bias"].numpy()
+    weights.head[:] = _tiles(tensors["head.weight"].numpy())
+    for layer in range(len(weights.attn_norm)):
+        weights.attn_norm[layer] = tensors[f"layers.{layer}.attn_norm.weight"].numpy()
+        weights.ffn_norm[layer] = tensors[f"layers.{layer}.ffn_norm.weight"].numpy()
+        for fused, names in _FUSED.items():
+            parts = [tensors[f"layers.{layer}.{name}.weight"] for name in names]
+            _load_matrix(getattr(weights, fused), layer, parts)
+
+
+def new_state(config: ModelConfig, max_seq_len: int, n_slots: int) -> State:
+    """Allocate what one thread needs for `n_slots` sequences of up to `max_seq_len` tokens."""
+    C, D, F = max(n_slots, PREFILL_ROWS), config.d_model, config.d_ff
+    K, T = config.head_size, _up(max_seq_len)
+    cache = (n_slots, config.n_loops, config.n_layers, config.n_kv_heads)
+    qkv_rows = (config.n_heads + 2 * config.n_kv_heads) * K
+    widest = _up(max(qkv_rows, 2 * F, D))
+    return State(
+        k_cache=_zeros(*cache, T // 16, K, 16),
+        v_cache=_zeros(*cache, _up(K) // 16, T, 16),
+        token=np.zeros(C, np.int64),
+        slot=np.zeros(C, np.int64),
+        position=np.zeros(C, np.int64),
+        active=np.zeros(C, np.int64),
+        survival=_zeros(C),
+        exit_loop=np.zeros(C, np.int64),
+        hidden=_zeros(C, D),
+        final=_zeros(C, D),
+        normed=_zeros(C, D),
+        wide=_zeros(C, widest),
+        product=_zeros(C, _up(D)),
+        attended=_zeros(C, D),
+        gated=_zeros(C, F),
+        scores=_zeros(config.n_heads, T),
+        attention=_zeros(config.n_heads, _up(K)),
+        x_q=np.zeros((C, _up(D)), np.int8),
+        gated_q=np.zeros((C, _up(F)), np.int8),
+        act_scale=_zeros(C),
+        x_sum=np.zeros(C, np.int32),
+        sums=np.zeros((C, widest), np.int32),
+        logits=_zeros(C, _up(config.vocab_size)),
+        probability=_zeros(config.vocab_size),
+        candidate=_zeros(config.vocab_size),
+    )
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, dtype=np.float32)
+
+
+def _up(n: int) -> int:
+    return -(-n // 16) * 16
+
+
+def _new_matrix(n_layers: int, n: int, k: int, ternary: bool) -> Matrix:
+    if ternary:
+        packed = np.zeros((n_layers, *kernels.packed_shape(n, k)), np.uint8)
+        return Matrix(packed, _zeros(n_layers, n), _zeros(n_layers, 0, 0, 16))
+    packed = np.zeros((n_layers, 0, 0, 64), np.uint8)
+    return Matrix(packed, _zeros(n_layers, 0), _zeros(n_layers, _up(n) // 16, k, 16))
+
+
+def _load_matrix(matrix: Matrix, layer: int, parts: list[torch.Tensor]) -> None:
+    if matrix.scale.size == 0:
+        matrix.dense[layer] = _tiles(torch.cat(parts).numpy())
+        return
+    quantized = [quantize_weight(part) for part in parts]
+    matrix.packed[layer] = kernels.pack(torch.cat([codes for codes, _ in quantized]).numpy())
+    matrix.scale[layer] = np.concatenate(
+        [np.full(len(codes), scale, np.float32) for codes, scale in quantized]
+    )
+
+
+def _tiles(weight: np.ndarray) -> np.ndarray:
+    """Return (N, K) as (N/16, K, 16): sixteen output rows become the lanes of a vector."""
+    n, k = weight.shape
+    padded = np.zeros((_up(n), k), np.float32)
+    padded[:n] = weight
+    return np.ascontiguousarray(padded.reshape(-1, 16, k).transpose(0, 2, 1))
