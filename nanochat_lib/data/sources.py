@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat_lib.data import extract, packages
-from nanochat_lib.data.extract import Example
-from nanochat_lib.data.slices import library_source, self_contained_slices
+from nanochat_lib.data.extract import Example, library_source, self_contained_slices
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import RustSource
 
