@@ -88,7 +88,11 @@ class Layer(nn.Module):
 
     def effective_weights(self) -> LayerWeights:
         """Quantise every matrix once; the result serves all loops of a forward pass."""
-        return LayerWeights(*(getattr(self, name).effective_weight() for name in BIT_LINEARS))
+        weights = (getattr(self, name).effective_weight() for name in BIT_LINEARS)
+        device = self.q.weight.device.type
+        if torch.is_autocast_enabled(device):  # else every loop would cast them anew
+            weights = (weight.to(torch.get_autocast_dtype(device)) for weight in weights)
+        return LayerWeights(*weights)
 
     def forward(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D); rope: (2, T, 1, K/2), cosines and sines."""
@@ -127,7 +131,7 @@ class LoopLM(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.exit_gate = nn.Linear(config.d_model, 1)
-        self.run_layer: Callable[..., Tensor] = _call_layer
+        self.run_layer: Callable[..., Tensor] = call_layer
         self._init_weights(seed)
 
     def forward(self, tokens: Tensor, n_loops: int | None = None) -> LoopOutput:
@@ -183,7 +187,8 @@ class LoopLM(nn.Module):
                 parameter.normal_(std=0.02, generator=generator)
 
 
-def _call_layer(layer: Layer, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+    """Run one layer: the default of `LoopLM.run_layer`, and what training may compile."""
     return layer(x, weights, rope)
 
 

@@ -123,17 +123,18 @@ class _ExitCrossEntropy(torch.autograd.Function):
         cross_entropy = torch.empty_like(weights)  # (R, M)
         grad_head = torch.zeros_like(head)
         grad_hidden = [torch.empty_like(h) for h in hidden]
+        table = head.to(_matmul_dtype(head))
         for loop_idx, h in enumerate(hidden):
             for rows in _chunks(len(targets)):
                 picked = targets[rows, None]
-                slope = F.linear(h[rows], head).float().softmax(-1)
+                rows_in = h[rows].to(table.dtype)
+                slope = F.linear(rows_in, table).float().softmax(-1)
                 prob = slope.gather(1, picked)
                 cross_entropy[loop_idx, rows] = -prob[:, 0].clamp(min=1e-37).log()
                 slope.scatter_(1, picked, prob - 1)  # now d CE / d logits
-                slope.mul_(weights[loop_idx, rows, None])
-                slope = slope.to(h.dtype)
-                grad_hidden[loop_idx][rows] = (slope @ head.to(h.dtype)).to(h.dtype)
-                grad_head += slope.T @ h[rows]
+                slope = slope.mul_(weights[loop_idx, rows, None]).to(table.dtype)
+                grad_hidden[loop_idx][rows] = (slope @ table).to(h.dtype)
+                grad_head += slope.T @ rows_in
         ctx.save_for_backward(cross_entropy, grad_head, *grad_hidden)
         return (weights * cross_entropy).sum()
 
@@ -141,6 +142,11 @@ class _ExitCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cross_entropy, grad_head, *grad_hidden = ctx.saved_tensors
         return (grad * cross_entropy, grad * grad_head, None, *(grad * g for g in grad_hidden))
+
+
+def _matmul_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _chunks(n_positions: int) -> list[slice]:

@@ -1,0 +1,148 @@
+"""How training runs on this machine: number type, compilation, threads, signals.
+
+Decisions are made once per run and stored in its checkpoints, so that a resumed run computes what
+the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig
+from nanochat_lib.model.looplm import LoopLM, call_layer, count_parameters
+
+logger = logging.getLogger(__name__)
+
+BFLOAT16_GAIN = 2.0  # autocast adds casts, so bfloat16 must multiply at least this much faster
+# Compiling costs about 30 s. In float32 matmuls are three quarters of an eager step and little is
+# left to fuse; with fast bfloat16 units they are a fifth, and compiling doubles the speed.
+COMPILE_PAYS_S = {torch.float32: 600.0, torch.bfloat16: 60.0}
+ASSUMED_FLOPS = {torch.float32: 1e11, torch.bfloat16: 4e11}  # of two cores, eager
+
+
+def choose_device(hardware: HardwareConfig) -> torch.device:
+    """Return the first GPU when the profile has one and this machine too, else the CPU."""
+    if hardware.n_gpus and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def choose_dtype(wanted: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Return the autocast type: as configured, or by timing this model's own matmul in both."""
+    if wanted != "auto":
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    gain = _matmul_seconds(config, torch.float32) / _matmul_seconds(config, torch.bfloat16)
+    return torch.bfloat16 if gain >= BFLOAT16_GAIN else torch.float32
+
+
+def _matmul_seconds(config: ModelConfig, dtype: torch.dtype) -> float:
+    x = torch.ones(512, config.d_model, dtype=dtype)
+    weight = torch.ones(config.d_ff, config.d_model, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def choose_compile(plan: PretrainConfig, config: ModelConfig, dtype: torch.dtype) -> bool:
+    """Return whether to compile the layers.
+
+    "auto" compares the size of the run with what compiling costs. It estimates and does not
+    measure, so that equal configurations decide equally.
+    """
+    if plan.compile == "off":
+        return False
+    if not find_cxx():
+        logger.warning("No C++ compiler was found, so training runs without torch.compile.")
+        return False
+    if plan.compile == "on":
+        return True
+    n_tokens = plan.total_steps * plan.batch_size * plan.seq_len
+    _, n_executed = count_parameters(config)
+    return 6 * n_executed * n_tokens / ASSUMED_FLOPS[dtype] > COMPILE_PAYS_S[dtype]
+
+
+def find_cxx() -> str | None:
+    """Return the C++ compiler that torch.compile would call, or None."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@contextmanager
+def compiled_layers(model: LoopLM, is_compiled: bool) -> Iterator[None]:
+    """Run the model's layers compiled inside the block; evaluation outside stays eager."""
+    eager = model.run_layer
+    if is_compiled:
+        model.run_layer = torch.compile(call_layer, dynamic=False)
+    try:
+        yield
+    finally:
+        model.run_layer = eager
+
+
+def compiles(model: LoopLM, tokens: Tensor, dtype: torch.dtype) -> bool:
+    """Compile on a batch of the shape of training; on failure say why in one sentence."""
+    try:
+        with compiled_layers(model, True), autocast(tokens.device, dtype):
+            sum(h.float().sum() for h in model(tokens).hidden).backward()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        logger.warning("torch.compile failed, so training runs without it: %s", reason)
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+    return True
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the autocast context of a type; float32 switches it off."""
+    enabled = dtype == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def cpu_threads(n_threads: int) -> Iterator[int]:
+    """Use at most so many threads, and no more than this process has cores; then restore."""
+    before = torch.get_num_threads()
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(max(1, min(n_threads, n_cores or 1)))
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def signals_set(event: threading.Event) -> Iterator[None]:
+    """Let SIGINT and SIGTERM set `event` inside the block instead of tearing a step apart.
+
+    Only the main thread may install handlers; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
