@@ -22,8 +22,31 @@ STAND_INS = Path(__file__).with_name("stand_ins.rs")
 
 # The tests call a function that only the canonical solution declares, not the prompt.
 MISSING_FUNCTION = "tests_call_undeclared_function"
-# The published tests are commented out; they run here.
-COMMENTED_TESTS = "published_tests_commented_out"
+# The published tests are commented out, so that any program would pass them.
+TESTS_REPLACED = "tests_replaced"
+# The canonical solution of problem 32 does not end on about half of the published random inputs
+# (Newton's method from 0), so these are fixed polynomials on which it does.
+_REPLACEMENTS = {
+    "Rust/32": """\
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_zeros() {
+        assert!((find_zero(&vec![1.0, 2.0]) + 0.5).abs() < 1e-3);
+        let polynomials = [
+            vec![-6.0, 11.0, -6.0, 1.0],
+            vec![5.0, 3.0, 0.0, 2.0],
+            vec![0.0, 4.0],
+            vec![-7.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        ];
+        for xs in polynomials {
+            assert!(poly(&xs, find_zero(&xs)).abs() < 1e-3);
+        }
+    }
+}"""
+}
 
 _CRATE_MARKS = {"rand": r"\brand::|\bRng\b", "regex": r"\bRegex\b|\bregex::", "md5": r"\bmd5::"}
 _IMPORTS = {"rand": "use rand::Rng;", "regex": "use regex::Regex;"}
@@ -43,9 +66,9 @@ def humaneval_task(row: dict[str, Any]) -> Task:
     if start is None or not declaration.endswith("{"):
         raise ValueError("`declaration` must end in a function's signature and its opening brace")
     prompt = f"{row.get('prompt', '').strip()}\n{declaration[start.start() :]}".lstrip()
-    tests, was_commented = _uncommented(row["test"].strip())
+    tests = _REPLACEMENTS.get(row["task_id"], row["test"]).strip()
     solution = row["canonical_solution"]
-    flags = [COMMENTED_TESTS] if was_commented else []
+    flags = [TESTS_REPLACED] if row["task_id"] in _REPLACEMENTS else []
     if set(_FUNCTION.findall(solution)) & set(_CALL.findall(tests)):
         flags.append(MISSING_FUNCTION)
     task = Task(
@@ -76,10 +99,3 @@ def with_stand_ins(task: Task, completion: str) -> Task:
 def _stand_ins() -> dict[str, str]:
     parts = re.split(r"^//@ (\w+)\n", STAND_INS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
-
-
-def _uncommented(tests: str) -> tuple[str, bool]:
-    """Take the tests out of a block comment: without them any program would pass."""
-    if tests.startswith("/*") and tests.endswith("*/"):
-        return tests[2:-2].strip(), True
-    return tests, False

@@ -23,6 +23,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from nanochat_lib.config import EvalConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals.humaneval import humaneval_task
 from nanochat_lib.records import Task
@@ -67,6 +68,23 @@ def load_tasks(name_or_path: str | Path) -> list[Task]:
             raise WorkbenchError(f"{path}, line {number}: {_explain(error)}") from error
     _reject_duplicates(tasks, str(path))
     return tasks
+
+
+def evaluation_sets(settings: EvalConfig, preprocess: Path) -> dict[str, list[Task]]:
+    """Return the task sets of a run by name: TinyRust, the shipped one, and the files named.
+
+    Args:
+        settings: `task_files` names HumanEval-X Rust or MultiPL-E files.
+        preprocess: the run's artifacts/preprocess; without tasks.jsonl, TinyRust is left out.
+    """
+    tinyrust = preprocess / "tasks.jsonl"
+    sets = {"tinyrust": load_tasks(tinyrust)} if tinyrust.is_file() else {}
+    sets["builtin"] = builtin_tasks()
+    for file in settings.task_files:
+        tasks = load_tasks(file)
+        name = tasks[0].task_set
+        sets[name if name not in sets else Path(file).name.partition(".")[0]] = tasks
+    return sets
 
 
 def builtin_tasks() -> list[Task]:

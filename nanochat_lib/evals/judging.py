@@ -1,0 +1,159 @@
+"""Judge completions by rustc: texts in, episodes out; no model is needed.
+
+A completion is cut as its task asks, put between prompt and tests, and judged by `rust/verify.py`.
+Sits between what wrote the text (`generation.py`, or a file from anywhere) and the numbers
+(`results.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nanochat_lib.config import RunConfig
+from nanochat_lib.errors import WorkbenchError, nearest
+from nanochat_lib.evals.generation import Completion
+from nanochat_lib.evals.humaneval import MISSING_FUNCTION, with_stand_ins
+from nanochat_lib.evals.tasks import read_json_lines
+from nanochat_lib.records import Episode, Level, Program, Task
+from nanochat_lib.rust.programs import assemble, truncate_completion
+from nanochat_lib.rust.verify import verify
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A completion of a task before it is judged."""
+
+    task: Task
+    text: str
+    n_tokens: int = 0
+    expected_loops: float = 0.0
+
+
+def attempt_of(task: Task, found: Completion) -> Attempt:
+    """Return what a model wrote for a task, cut to the completion that is judged."""
+    text = completion_of(task, found.text)
+    return Attempt(task, text, found.n_tokens, found.expected_loops)
+
+
+def judge_completions(
+    tasks: list[Task],
+    completions: Iterable[tuple[str, str]],
+    config: RunConfig,
+    *,
+    cache_dir: Path | None = None,
+    truncate: bool = True,
+) -> list[Episode]:
+    """Judge completions from anywhere; no model is needed.
+
+    Args:
+        tasks: the tasks that may be named.
+        completions: (task id, text after the prompt); several per task are its samples.
+        config: `verify` and `hardware.cpu_threads` are used.
+        cache_dir: folder of the verdict cache; None: judge everything anew.
+        truncate: cut each text after the brace that closes the function, as a model's output
+            needs; False for texts that are exactly the wanted program.
+
+    Raises:
+        WorkbenchError: a task id that is not among the tasks (with the nearest one).
+    """
+    by_id = {task.task_id: task for task in tasks}
+    attempts = []
+    for task_id, text in completions:
+        if task_id not in by_id:
+            raise WorkbenchError(f"There is no task {task_id!r}.{nearest(task_id, by_id)}")
+        task = by_id[task_id]
+        attempts.append(Attempt(task, completion_of(task, text) if truncate else text))
+    return judge_attempts(attempts, config, cache_dir=cache_dir)
+
+
+def canonical_completions(tasks: list[Task]) -> list[tuple[str, str]]:
+    """Return (task id, reference solution) of the tasks that have one."""
+    return [(task.task_id, task.canonical_solution) for task in tasks if task.canonical_solution]
+
+
+def read_completions(path: Path) -> list[tuple[str, str]]:
+    """Return (task id, completion) of a JSON-lines file with these two keys.
+
+    Raises:
+        WorkbenchError: the file is missing, or a line is malformed (named).
+    """
+    if not path.is_file():
+        raise WorkbenchError(
+            f"There is no file {path}: give 'canonical', or JSON lines such as "
+            '{"task_id": "builtin/001_clamp_sum", "completion": "\\n    0\\n}"}.'
+        )
+    completions = []
+    for number, row in read_json_lines(path):
+        values = (row.get("task_id"), row.get("completion"))
+        if not all(isinstance(value, str) for value in values):
+            raise WorkbenchError(
+                f"{path}, line {number}: `task_id` and `completion` must both be texts."
+            )
+        completions.append(values)
+    return completions
+
+
+def completion_of(task: Task, text: str) -> str:
+    """Cut raw generated text to the completion that is judged.
+
+    Problems whose tests call a function beyond the prompt's own keep what follows it. MultiPL-E
+    texts may come without the closing brace, because their stop token cuts it off: the brace that
+    is added here closes the function only when nothing before it does.
+    """
+    if MISSING_FUNCTION in task.flags:
+        return text
+    ending = "\n}" if task.task_set == "multipl_e" else ""
+    return truncate_completion(text + ending, task.stop_tokens)
+
+
+def judge_attempts(
+    attempts: list[Attempt],
+    config: RunConfig,
+    *,
+    cache_dir: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Episode]:
+    """Judge attempts that are cut already; equal programs are built once.
+
+    Args:
+        attempts: in the order the episodes shall have; samples of a task are numbered in it.
+        config: `verify` and `hardware.cpu_threads` are used.
+        cache_dir: folder of the verdict cache; None: judge everything anew.
+        on_progress: called with (programs judged, programs).
+    """
+    sources = [_program_of(attempt).source for attempt in attempts]
+    numbers = {source: i for i, source in enumerate(dict.fromkeys(sources))}
+    verified = verify(
+        [Program(program_id=str(i), source=source) for source, i in numbers.items()],
+        Level.TEST,
+        config=config.verify,
+        cache_dir=cache_dir,
+        workers=config.hardware.cpu_threads,
+        on_progress=on_progress,
+    )
+    seen: Counter[str] = Counter()
+    episodes = []
+    for attempt, source in zip(attempts, sources, strict=True):
+        task_id = attempt.task.task_id
+        episodes.append(
+            Episode(
+                task_id=task_id,
+                sample_idx=seen[task_id],
+                completion=attempt.text,
+                verified=replace(verified[numbers[source]], program_id=task_id),
+                n_tokens=attempt.n_tokens,
+                expected_loops=attempt.expected_loops,
+            )
+        )
+        seen[task_id] += 1
+    return episodes
+
+
+def _program_of(attempt: Attempt) -> Program:
+    task = attempt.task
+    if task.task_set == "humaneval_x":
+        task = with_stand_ins(task, attempt.text)
+    return assemble(task, attempt.text)
