@@ -38,6 +38,7 @@ from nanochat_lib.model.engine import Engine
 from nanochat_lib.records import Metric, Task
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train.advantage import advantages
+from nanochat_lib.train.execution import cpu_threads, signals_set
 from nanochat_lib.train.rl.policy import Policy
 from nanochat_lib.train.rl.rollouts import Rollout, Sampler, guards, judge, length_guard, rates
 
@@ -77,24 +78,11 @@ def maxrl(
         KeyboardInterrupt: `stop` was set.
     """
     trainer = _open_trainer(config, base_checkpoint, tasks, folder, cache_dir)
-    plan, report = config.maxrl, progress or (lambda done, total, text: None)
-    if "before" not in trainer.record:
-        report(0, plan.total_steps, "held-out tasks before")
-        log(0, trainer.look("before"))
-    for step in range(trainer.step, plan.total_steps):
-        if stop is not None and stop.is_set():
-            trainer.save()
-            raise KeyboardInterrupt("stopped by request; the checkpoint was written")
-        values = trainer.update()
-        if (step + 1) % plan.eval_every == 0 and step + 1 < plan.total_steps:
-            values |= trainer.look("during")
-        log(step + 1, values)
-        if (step + 1) % plan.checkpoint_every == 0:
-            trainer.save()
-        passed = f"{values[Metric.PASS_RATE]:.0%} passed"
-        report(step + 1, plan.total_steps, passed)
-    log(plan.total_steps, trainer.look("after"))
-    return trainer.finish()
+    report = progress or (lambda done, total, text: None)
+    stop = stop or threading.Event()
+    with signals_set(stop), cpu_threads(config.hardware.cpu_threads):
+        trainer.run(log, stop, report)
+        return trainer.finish()
 
 
 @dataclass
@@ -114,6 +102,25 @@ class _Trainer:
     step: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     last_look: list[Rollout] = field(default_factory=list)
+
+    def run(self, log: Log, stop: threading.Event, report: Callable[[int, int, str], None]) -> None:
+        """Update until `total_steps`, looking at held-out tasks before, in between and after."""
+        plan = self.config.maxrl
+        if "before" not in self.record:
+            report(0, plan.total_steps, "held-out tasks before")
+            log(0, self.look("before"))
+        while self.step < plan.total_steps:
+            if stop.is_set():
+                self.save()
+                raise KeyboardInterrupt("stopped by request; the checkpoint was written")
+            values = self.update()
+            if self.step % plan.eval_every == 0 and self.step < plan.total_steps:
+                values |= self.look("during")
+            log(self.step, values)
+            if self.step % plan.checkpoint_every == 0:
+                self.save()
+            report(self.step, plan.total_steps, f"{values[Metric.PASS_RATE]:.0%} passed")
+        log(plan.total_steps, self.look("after"))
 
     def update(self) -> dict[str, float]:
         """Sample, judge, learn; return the metrics of this update."""

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from nanochat_lib.config import MaxRLConfig, VerifyConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
-from nanochat_lib.records import Episode, Level, Program, Task, Verdict
+from nanochat_lib.records import Episode, Level, Task, Verdict
 from nanochat_lib.rust.programs import assemble, truncate_completion
 from nanochat_lib.rust.reward import has_compiled, reward_of
 from nanochat_lib.rust.verify import verify
@@ -154,10 +154,7 @@ def judge(
     The reward is 1 where the configured reward reaches `reward_threshold`, else 0: the estimators
     need a binary one. Programs that could not be judged have reward 0 and `is_judged` False.
     """
-    programs = []
-    for i, draft in enumerate(drafts):
-        program = assemble(draft.task, draft.completion)
-        programs.append(Program(f"{i}:{program.program_id}", program.source, program.edition))
+    programs = [assemble(draft.task, draft.completion) for draft in drafts]
     verdicts = verify(
         programs, Level.TEST, config=verify_config, cache_dir=cache_dir, workers=workers
     )
