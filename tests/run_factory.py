@@ -193,27 +193,31 @@ def _write_pretrain(folder: Path) -> None:
         {"prompt": "fn largest(values: &[i32]) -> i32 {", "completion": code},
         {"prompt": "fn f() -> &'static str {", "completion": HOSTILE},
     ]
-    write_json(folder / "summary.json", {"samples": samples, "n_parameters": 2_362_881})
+    write_json(folder / "summary.json", {"samples": samples, "parameters_stored": 2_622_977})
 
 
 def _write_long_context(folder: Path) -> None:
     rows = [
-        {"position": p, "loss_before": 2.5 + max(0, p - 256) / 500, "loss_after": 2.6 - p / 9e3}
-        for p in range(32, 1025, 32)
+        {"position": p, "before": 2.5 + max(0, p - 256) / 500, "after": 2.6 - p / 9e3,
+         "short_context": 2.58}
+        for p in range(0, 1024, 128)
     ]  # fmt: skip
     write_json(folder / "summary.json", {"loss_by_position": rows})
 
 
 def _write_evaluate(folder: Path) -> None:
+    tiny = {"compile_rate": (0.62, 0.86), "semantic_score": (0.6, 0.84), "pass@1": (0.3, 0.58)}
     rates = {
-        "tinyrust": {
-            "compile_rate": (0.62, 0.86), "semantic_score": (0.6, 0.84), "pass@1": (0.3, 0.58),
-        },
+        "tinyrust": tiny,
+        "tinyrust/level1": {"pass@1": (0.5, 0.8)},
+        "tinyrust/held_family": {"pass@1": (0.02, 0.05)},
         "builtin": {
-            "compile_rate": (0.2, 0.26), "semantic_score": (0.2, 0.25), "pass@1": (0.01, 0.02),
+            "compile_rate": (0.2, 0.26),
+            "semantic_score": (0.2, 0.25),
+            "pass@1": (0, 0.02),
         },
         "humaneval_x": {"compile_rate": (0.1, 0.12), "pass@1": (0.0, 0.0)},
-    }  # fmt: skip
+    }
     rows = [
         {"checkpoint": checkpoint, "task_set": task_set, "metric": metric, "rate": pair[i],
          "low": max(0.0, pair[i] - 0.07), "high": pair[i] + 0.07, "n_correct": round(192 * pair[i]),
@@ -235,9 +239,52 @@ def _episode(checkpoint: str, i: int) -> dict[str, Any]:
         "family": "filter_sum", "split": "held_parameters", "sample_idx": 0,
         "completion": HOSTILE if i == 2 else "\n    values.iter().filter(|v| **v > 3).sum()\n}",
         "verdict": "PASSED" if passed else ("COMPILE_ERROR" if i else "TEST_FAILED"),
+        "prompt": "fn sum_where(values: &[i32]) -> i32 {",
         "codes": [] if passed else ["E0308"], "n_tokens": 21, "expected_loops": 2.4,
         "detail": "" if passed else "mismatched types: expected `i32`, found `Vec<i32>`",
     }  # fmt: skip
+
+
+def _write_maxrl(folder: Path) -> None:
+    def look(n_passed: int) -> dict[str, Any]:
+        row = {
+            "n_passed": n_passed,
+            "n_compiled": 70,
+            "n_judged": 96,
+            "n_unjudged": 0,
+            "n_tasks": 24,
+            "pass_rate": n_passed / 96,
+            "compile_rate": 70 / 96,
+            "pass_rate_low": n_passed / 96 - 0.08,
+            "pass_rate_high": n_passed / 96 + 0.08,
+        }
+        return row | {"by_split": {"held_parameters": row, "held_family": row | {"n_passed": 8}}}
+
+    example = {
+        "task_id": "sum_where/1",
+        "prompt": "fn sum(values: &[i32]) -> i32 {",
+        "before": "\n    values.len()\n}",
+        "after": "\n    values.iter().sum()\n}",
+        "verdict_before": "COMPILE_ERROR",
+        "verdict_after": "PASSED",
+        "why_before": "mismatched types",
+        "why_after": "",
+    }
+    guard = {"n": 1, "of": 96, "share": 1 / 96, "band": 0.02, "alarm": False}
+    write_json(folder / "summary.json", {
+        "before": look(21), "after": look(51), "examples": [example, example | {"after": HOSTILE}],
+        "guards": {"empty_body": guard, "copied_prompt": guard},
+    })  # fmt: skip
+
+
+def _write_kernels(folder: Path) -> None:
+    rows = [
+        {"kernel": kernel, "n": 768, "k": 256, "batch": batch, "ratio_to_numpy_f32": ratio / batch,
+         "n_repeats": 20}
+        for kernel, ratio in (("generic", 2.1), ("AVX2", 9.4))
+        for batch in (1, 4)
+    ]  # fmt: skip
+    write_json(folder / "bench.json", rows)
 
 
 def _write_publish(folder: Path) -> None:
@@ -253,6 +300,8 @@ def write_json(path: Path, value: Any) -> None:
 WRITERS = {
     "preprocess": _write_preprocess,
     "pretrain": _write_pretrain,
+    "maxrl": _write_maxrl,
+    "kernels": _write_kernels,
     "long_context": _write_long_context,
     "evaluate": _write_evaluate,
     "publish": _write_publish,

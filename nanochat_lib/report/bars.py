@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -55,6 +56,41 @@ def horizontal_bars(
     return figure
 
 
+@dataclass(frozen=True)
+class Rate:
+    """One bar of `rate_bars`: label, rate, interval, text beside it and colour."""
+
+    label: str
+    rate: float
+    low: float
+    high: float
+    text: str
+    color: str
+
+
+def rate_bars(rates: Sequence[Rate], *, title: str, unit: str) -> go.Figure:
+    """Return horizontal bars of rates with intervals; value and counts stand at the right."""
+    figure = base_figure(title, unit, "", height=150 + 32 * len(rates))
+    for rate in rates:
+        label = plain(rate.label)
+        figure.add_bar(
+            x=[rate.rate],
+            y=[label],
+            orientation="h",
+            marker_color=rate.color,
+            error_x=_whiskers([max(0.0, rate.high - rate.rate)], [max(0.0, rate.rate - rate.low)]),
+            hovertemplate=f"%{{y}}: {plain(rate.text)}<extra></extra>",
+            showlegend=False,
+        )
+        figure.add_annotation(
+            x=1.01, xref="paper", xanchor="left", y=label, text=plain(rate.text), showarrow=False
+        )
+    figure.update_xaxes(range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", ticksuffix=" ")
+    figure.update_layout(margin={"r": 150}, barmode="overlay")
+    return figure
+
+
 def verification_funnel(funnel: Sequence[Row]) -> go.Figure:
     """Draw how many programs are left after each step: rows of {step, n}."""
     title = "From sources to verified programs"
@@ -91,19 +127,15 @@ def compile_rate_by_source(rates: Row, target: float | None = None) -> go.Figure
     rows = [row for row in rows if row[2]]
     if not rows:
         return missing_figure(title, "preprocessing judged no program.")
-    values = [n_ok / n for _, n_ok, n in rows]
-    texts = [f"{n_ok / n:.1%} ({n_ok:,} of {n:,})" for _, n_ok, n in rows]
-    unit = "share that compiles; whiskers: 95 % interval"
-    figure = horizontal_bars([r[0] for r in rows], values, texts, title=title, unit=unit)
-    spans = [wilson_interval(n_ok, n) for _, n_ok, n in rows]
-    high = [max(0.0, s[1] - v) for s, v in zip(spans, values, strict=True)]
-    low = [max(0.0, v - s[0]) for s, v in zip(spans, values, strict=True)]
-    figure.update_traces(
-        error_x=_whiskers(high, low), textposition="inside", insidetextanchor="start"
-    )
-    figure.update_xaxes(range=[0, 1.02], tickformat=".0%")
+    parts = []
+    for label, n_ok, n in rows:
+        low, high = wilson_interval(n_ok, n)
+        text = f"{n_ok / n:.1%} ({n_ok:,} of {n:,})"
+        color = theme.color("muted" if label.startswith("all,") else "blue")
+        parts.append(Rate(label, n_ok / n, low, high, text, color))
+    figure = rate_bars(parts, title=title, unit="share that compiles; whiskers: 95% interval")
     if target is not None:
-        _vertical_target(figure, target, f"target: at least {target:.0%}")
+        _vertical_target(figure, target, f"asked of what is kept: {target:.0%}")
     return figure
 
 
@@ -151,43 +183,102 @@ def error_codes(rows: Sequence[Row], *, most: int = 12) -> go.Figure:
 
 
 def evaluation_bars(
-    results: pl.DataFrame, task_set: str, targets: dict[str, float] | None = None
+    results: pl.DataFrame,
+    metric: str,
+    target: float | None = None,
+    *,
+    parts_of: str = "",
 ) -> go.Figure:
-    """Draw the rates of one task set per checkpoint, with intervals and targets beside them.
+    """Draw one metric per task set and checkpoint, with intervals, counts and the target.
 
     Args:
         results: `EvalResult` rows.
-        task_set: the set to draw; sets are never mixed in one figure.
-        targets: metric name -> target; drawn as marks, never as bars.
+        metric: "compile_rate", "semantic_score", "pass@1", ...
+        target: drawn as a line, never as a bar. That of pass@k is meant for HumanEval-Rust.
+        parts_of: draw the parts of this set (levels, splits) instead of the whole sets.
     """
-    title = f"Evaluation on {task_set}"
-    if results.is_empty() or task_set not in results["task_set"]:
-        return missing_figure(title, f"the evaluation holds no results on {task_set}.")
-    rows = results.filter(pl.col("task_set") == task_set)
-    names = rows["metric"].unique(maintain_order=True).to_list()
-    figure = base_figure(title, "", "rate")
-    for i, checkpoint in enumerate(rows["checkpoint"].unique(maintain_order=True)):
-        part = rows.filter(pl.col("checkpoint") == checkpoint)
-        figure.add_bar(
-            x=part["metric"].to_list(),
-            y=part["rate"].to_list(),
-            name=plain(checkpoint),
-            marker_color=theme.series_color(i),
-            text=[f"{rate:.0%}" for rate in part["rate"]],
-            textposition="inside",
-            insidetextanchor="start",
-            error_y=_whiskers((part["high"] - part["rate"]).clip(0).to_list(),
-                              (part["rate"] - part["low"]).clip(0).to_list()),
-            customdata=part.select("n_correct", "n_samples", "n_problems").to_numpy(),
-            hovertemplate="%{x}: %{y:.1%} (%{customdata[0]} of %{customdata[1]} samples, "
-            "%{customdata[2]} problems)<extra>" + plain(checkpoint) + "</extra>",
-        )  # fmt: skip
-    wanted = [(name, (targets or {})[name]) for name in names if name in (targets or {})]
-    if wanted:
-        label = "the profile's target"
-        _target_marks(figure, [w[0] for w in wanted], [w[1] for w in wanted], label)
-    figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
+    name = metric.replace("_", " ")
+    title = f"{name[0].upper()}{name[1:]}" if name.startswith(("c", "s")) else name
+    title += f" on parts of {parts_of}" if parts_of else ""
+    rows = results.filter(pl.col("metric") == metric) if results.height else results
+    if rows.height:
+        whole = ~pl.col("task_set").str.contains("/", literal=True)
+        part = pl.col("task_set").str.starts_with(f"{parts_of}/")
+        rows = rows.filter(part if parts_of else whole)
+    if rows.is_empty():
+        return missing_figure(title, f"the evaluation holds no {name} of such tasks.")
+    checkpoints = rows["checkpoint"].unique(maintain_order=True).to_list()
+    order = rows["task_set"].unique(maintain_order=True).to_list()
+    found = sorted(rows.to_dicts(), key=lambda r: order.index(r["task_set"]))
+    bars = [
+        Rate(
+            f"{row['task_set'].removeprefix(parts_of + '/')} · {row['checkpoint']}",
+            row["rate"],
+            row["low"],
+            row["high"],
+            f"{row['rate']:.1%} ({row['n_correct']:,} of {row['n_samples']:,})",
+            theme.series_color(checkpoints.index(row["checkpoint"])),
+        )
+        for row in found
+    ]
+    unit = f"{name}; whiskers: 95% interval over problems; (correct of samples)"
+    figure = rate_bars(bars, title=title, unit=unit)
+    if target is not None:
+        meant = "target on HumanEval-Rust" if metric.startswith("pass@") else "target"
+        _vertical_target(figure, target, f"{meant}: {target:.0%}")
     return figure
+
+
+def kernel_bars(rows: Sequence[Row]) -> go.Figure:
+    """Draw how many times faster than NumPy float32 each kernel is, per shape.
+
+    Args:
+        rows: {kernel, n, k, batch, ratio_to_numpy_f32, n_repeats}; medians of the repeats.
+    """
+    title = "Ternary kernels against NumPy float32"
+    rows = [row for row in rows if row.get("ratio_to_numpy_f32")]
+    if not rows:
+        return missing_figure(title, "no kernel was timed.")
+    figure = base_figure(title, "", "times as fast as NumPy float32")
+    for i, kernel in enumerate(dict.fromkeys(row["kernel"] for row in rows)):
+        part = [row for row in rows if row["kernel"] == kernel]
+        figure.add_bar(
+            x=[f"{row['n']} x {row['k']}<br>batch {row['batch']}" for row in part],
+            y=[row["ratio_to_numpy_f32"] for row in part],
+            name=plain(kernel),
+            marker_color=theme.series_color(i),
+            text=[f"{row['ratio_to_numpy_f32']:.1f}" for row in part],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{x}: %{y:.2f} times<extra>" + plain(kernel) + "</extra>",
+        )
+    figure.add_hline(y=1, line={"color": theme.color("text"), "dash": "dot", "width": 1.5})
+    return figure
+
+
+def policy_bars(before: Row, after: Row) -> go.Figure:
+    """Draw the held-out tests passed before and after MaxRL, per split of the held-out tasks.
+
+    Args:
+        before: of maxrl's summary, with `by_split`: split -> {n_passed, n_judged, pass_rate_low,
+            pass_rate_high}; the interval is over tasks.
+        after: the same, after the last update.
+    """
+    title = "Held-out tests passed, before and after MaxRL"
+    bars = []
+    for split in before.get("by_split", {}):
+        for name, look, role in (("before", before, "muted"), ("after", after, "blue")):
+            row = look.get("by_split", {}).get(split, {})
+            n = row.get("n_judged", 0)
+            if n:
+                rate, text = row["n_passed"] / n, f"({row['n_passed']:,} of {n:,})"
+                low, high = row.get("pass_rate_low", rate), row.get("pass_rate_high", rate)
+                label = f"{split.replace('_', ' ')} · {name}"
+                color = theme.color(role)
+                bars.append(Rate(label, rate, low, high, f"{rate:.1%} {text}", color))
+    if not bars:
+        return missing_figure(title, "the MaxRL stage measured no held-out tasks.")
+    return rate_bars(bars, title=title, unit="tests passed; whiskers: 95% interval over tasks")
 
 
 def loss_by_position(
@@ -201,20 +292,26 @@ def loss_by_position(
     if not rows:
         return missing_figure(title, "the long-context stage measured no loss by position.")
     figure = base_figure(title, "token position", "nats per token")
-    names = [name for name in rows[0] if name.startswith("loss")]
-    for i, name in enumerate(names):
-        label = name.replace("_", " ")
+    for i, name in enumerate(key for key in rows[0] if key != "position"):
+        label = _POSITION_LABELS.get(name, name.replace("_", " "))
         figure.add_scatter(
             x=[row["position"] for row in rows],
             y=[row.get(name) for row in rows],
             name=label,
             mode="lines+markers",
             line={"color": theme.series_color(i), "dash": ("solid", "dash", "dot")[i % 3]},
-            hovertemplate="position %{x}: %{y:.3f}<extra>" + label + "</extra>",
+            hovertemplate="from position %{x}: %{y:.3f}<extra>" + label + "</extra>",
         )
     if trained_length:
         _vertical_target(figure, trained_length, f"pre-training length: {trained_length}")
     return figure
+
+
+_POSITION_LABELS = {
+    "before": "before, run at the new length as it was",
+    "after": "after this stage",
+    "short_context": "after, but given only the old length of context",
+}
 
 
 def memory_plan(rows: Sequence[Row], limit_gb: float | None = None) -> go.Figure:

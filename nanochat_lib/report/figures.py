@@ -21,6 +21,7 @@ from nanochat_lib.report.run_data import downsample, series
 MAX_MARKED = 40  # lines with fewer points show each point
 BRIEF_ENTROPY_BAND = (6.0, 8.0)  # nats, the brief's "healthy" band of the token entropy
 HEALTHY_GAP = (-0.3, 0.3)  # nats, token entropy minus cross-entropy
+_DASHES = ("dashdot", "dot", "dash")
 COLLAPSED_EXIT = 0.1  # share of ln R below which the gate uses one loop only
 
 
@@ -32,11 +33,12 @@ class Line:
     label: str
     role: str = "blue"
     dash: str = "solid"
+    width: float = 2.0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A horizontal line to compare with: a target, a baseline, a bound."""
+    """A horizontal line: a target, a baseline, a bound. Its value ends its label."""
 
     value: float | None
     label: str
@@ -94,8 +96,8 @@ def add_curve(figure: go.Figure, rows: pl.DataFrame, line: Line) -> None:
         y=rows["value"].to_numpy(),
         name=line.label,
         mode="lines+markers" if rows.height <= MAX_MARKED else "lines",
-        line={"color": theme.color(line.role), "dash": line.dash, "width": 2},
-        marker={"size": 6},
+        line={"color": theme.color(line.role), "dash": line.dash, "width": line.width},
+        marker={"size": 3 * line.width},
         hovertemplate="step %{x}: %{y:.4g}<extra>" + line.label + "</extra>",
     )
 
@@ -104,7 +106,7 @@ def add_reference(figure: go.Figure, span: tuple[float, float], reference: Refer
     """Draw a horizontal line to compare with; it is named in the legend, with its value."""
     if reference.value is None:
         return
-    label = f"{reference.label}: {reference.value:.4g}"
+    label = f"{reference.label} {reference.value:.4g}"
     low, high = span if span[0] < span[1] else (span[0] - 0.5, span[0] + 0.5)
     figure.add_scatter(
         x=[low, high],
@@ -128,7 +130,8 @@ def add_zone(figure: go.Figure, low: float, high: float, label: str, role: str =
             "text": label,
             "x": 1,
             "xanchor": "right",
-            "yanchor": "top",
+            "y": low,
+            "yanchor": "bottom",
             "font": {"size": 11, "color": theme.color("muted")},
         },
     )
@@ -174,18 +177,26 @@ def bits_per_byte(
         Line(Metric.BITS_PER_BYTE_TINYRUST, "TinyRust, held out (generated)", "gold", "dot"),
     ]
     lines += [
-        Line(f"{Metric.BITS_PER_BYTE_LOOP}{i}", f"real Rust after loop {i}", "muted", "dashdot")
+        Line(
+            f"{Metric.BITS_PER_BYTE_LOOP}{i}",
+            f"real Rust after loop {i}",
+            "muted",
+            _DASHES[i % 3],
+            1.0,
+        )
         for i in range(1, n_loops)
     ]
     compression = compression or {}
     references = (
-        Reference(compression.get("xz_bits_per_byte"), "xz -9e on the same text", "purple", "dash"),
         Reference(
-            compression.get("zstd_bits_per_byte"), "zstd -19 on the same text", "green", "longdash"
+            compression.get("xz_bits_per_byte"), "xz -9e on the same text:", "purple", "dash"
+        ),
+        Reference(
+            compression.get("zstd_bits_per_byte"), "zstd -19 on the same text:", "green", "longdash"
         ),
         Reference(target, "target: below", "text", "dot"),
     )
-    return curves(
+    figure = curves(
         metrics,
         stage,
         lines,
@@ -193,25 +204,37 @@ def bits_per_byte(
         y_title="bits per byte (lower is better)",
         references=references,
     )
+    _show_late_part(figure, [r.value for r in references if r.value])
+    return figure
+
+
+def _show_late_part(figure: go.Figure, bounds: Sequence[float]) -> None:
+    """Cut the steep beginning off the vertical axis, so that the lines compared with are apart."""
+    lasts = [float(trace.y[-1]) for trace in figure.data]
+    highest = max((float(max(trace.y)) for trace in figure.data), default=0.0)
+    wanted = 2.0 * max([*lasts, *bounds], default=0.0)
+    if wanted and highest > wanted:
+        figure.update_yaxes(range=[0, wanted])
 
 
 def token_entropy(metrics: pl.DataFrame, vocab_size: int, *, stage: str = "pretrain") -> go.Figure:
     """Draw the next-token entropy against the cross-entropy, ln V and the brief's band."""
+    cross_entropy = "cross-entropy (a calibrated model has H close to it)"
     figure = curves(
         metrics,
         stage,
         (
-            Line(Metric.TOKEN_ENTROPY, "token entropy H", "blue"),
-            Line(Metric.TASK_LOSS, "cross-entropy (a calibrated model has H close to it)", "orange",
-                 "dot"),
+            Line(Metric.TOKEN_ENTROPY, "token entropy H, held-out real Rust", "blue"),
+            Line(Metric.VAL_LOSS, cross_entropy, "orange", "dot"),
         ),
         title="Token entropy",
         y_title="nats",
-        references=(Reference(math.log(vocab_size), "ln V, a uniform guess", "muted", "dash"),),
-    )  # fmt: skip
+        references=(Reference(math.log(vocab_size), "ln V, a uniform guess:", "muted", "dash"),),
+    )
     if "missing" not in (figure.layout.meta or {}):
         low, high = BRIEF_ENTROPY_BAND
         add_zone(figure, low, high, "brief's band 6 to 8 (only an untrained model lies here)")
+        figure.update_yaxes(rangemode="tozero")
     return figure
 
 
@@ -223,7 +246,7 @@ def calibration_gap(metrics: pl.DataFrame, *, stage: str = "pretrain") -> go.Fig
         (Line(Metric.CALIBRATION_GAP, "token entropy minus cross-entropy", "blue"),),
         title="Calibration gap",
         y_title="nats",
-        references=(Reference(0.0, "calibrated", "muted"),),
+        references=(Reference(0.0, "calibrated:", "muted"),),
     )
     if "missing" not in (figure.layout.meta or {}):
         add_zone(figure, *HEALTHY_GAP, "healthy: within 0.3 nats of zero")
@@ -242,7 +265,7 @@ def exit_entropy(metrics: pl.DataFrame, n_loops: int, *, stage: str = "pretrain"
         (Line(Metric.EXIT_ENTROPY, "exit entropy", "blue"),),
         title=title,
         y_title="nats",
-        references=(Reference(bound, f"ln {n_loops}, all loops equally likely", "muted"),),
+        references=(Reference(bound, f"ln {n_loops}, all loops equally likely:", "muted"),),
     )
     if "missing" not in (figure.layout.meta or {}):
         label = "collapsed: one loop takes nearly all"
@@ -292,7 +315,7 @@ def maxrl_progress(metrics: pl.DataFrame, target: float | None = None) -> go.Fig
         lines,
         title="Compile and pass rate over policy updates",
         y_title="share of sampled programs",
-        references=(Reference(target, "target: compile rate above", "text", "dot"),),
+        references=(Reference(target, "target: compile rate at least", "text", "dot"),),
         x_title="policy update",
     )
     if "missing" not in (figure.layout.meta or {}):
@@ -327,7 +350,7 @@ def throughput(
         (Line(Metric.TOKENS_PER_S, "training tokens per second", "blue"),),
         title="Training speed",
         y_title="tokens per second",
-        references=(Reference(target, "target: tokens per second", "text", "dot"),),
+        references=(Reference(target, "target: at least", "text", "dot"),),
     )
 
 

@@ -89,7 +89,9 @@ def json_text(value: Any) -> Markup:
 def figure_json(figure: go.Figure) -> Markup:
     """Return a figure for a page: without template and title, which the page gives it."""
     bare = go.Figure(figure)
-    bare.update_layout(template=None, title=None, meta=None, margin={"t": 36})
+    has_label_on_top = any(note.yref == "paper" for note in bare.layout.annotations)
+    top = 30 if has_label_on_top else 12
+    bare.update_layout(template=None, title=None, meta=None, margin={"t": top})
     return json_text(bare.to_json())
 
 

@@ -24,6 +24,7 @@ from nanochat_lib.report.content.summary import (
     UNKNOWN,
     WATCH,
     Check,
+    TargetRow,
     health_checks,
     is_comparable,
     key_numbers,
@@ -56,7 +57,7 @@ def write_run_report(run_dir: Path, *, self_contained: bool = True) -> Path:
 
 def render_report(run: RunData, *, self_contained: bool) -> str:
     """Return the page of a run as HTML text."""
-    checks, script = health_checks(run), asset("report.js")
+    checks, targets, script = health_checks(run), target_rows(run), asset("report.js")
     plotly_js = Markup(_plotly_js()) if self_contained else Markup("")
     scripts = (script, plotly_js) if self_contained else (script,)
     return render(
@@ -64,9 +65,9 @@ def render_report(run: RunData, *, self_contained: bool) -> str:
         run=run,
         created=when(run.state.get("created", "")),
         asked=asked_text(run),
-        outcome=outcome_text(checks),
+        outcome=outcome_text(checks, targets),
         keys=key_numbers(run),
-        targets=target_rows(run),
+        targets=targets,
         scale=_scale_text(run),
         checks=checks,
         marks=MARKS,
@@ -137,13 +138,18 @@ def asked_text(run: RunData) -> str:
     )
 
 
-def outcome_text(checks: list[Check]) -> str:
-    """Say in one sentence whether the run is healthy."""
+def outcome_text(checks: list[Check], targets: list[TargetRow]) -> str:
+    """Say how many targets were met and whether the run is healthy."""
+    parts = []
+    for outcome in ("met", "not met", "another scale", "not measured"):
+        if n := sum(row.outcome == outcome for row in targets):
+            parts.append(f"{n} {'of another scale' if outcome == 'another scale' else outcome}")
+    met = f"Targets: {', '.join(parts)}. " if parts else ""
     bad = [check.name for check in checks if check.state == BAD]
     watch = [check.name for check in checks if check.state == WATCH]
     n_good = sum(check.state == GOOD for check in checks)
     n_unknown = sum(check.state == UNKNOWN for check in checks)
-    text = f"Health: {n_good} of {len(checks)} checks are good"
+    text = f"{met}Health: {n_good} of {len(checks)} checks are good"
     text += f", act on {', '.join(bad)}" if bad else ""
     text += f", watch {', '.join(watch)}" if watch else ""
     return text + (f"; {n_unknown} not measured." if n_unknown else ".")

@@ -56,8 +56,9 @@ class RunData:
 
     @property
     def n_parameters(self) -> int:
-        """Return stored parameters of the model, counted from its shape."""
-        return count_parameters(self.config.get("model", {}))
+        """Return stored parameters of the model: as trained, or counted from its shape."""
+        found = self.summary("pretrain").get("parameters_stored")
+        return int(found) if found else count_parameters(self.config.get("model", {}))
 
     @property
     def machine(self) -> str:
@@ -125,8 +126,8 @@ def load_run(run_dir: Path) -> RunData:
     artifacts = run_dir / "artifacts"
     summaries = {path.parent.name: read_json(path) for path in artifacts.glob("*/summary.json")}
     bench = read_json(artifacts / "kernels" / "bench.json")
-    if bench:
-        summaries["kernels"] = {**summaries.get("kernels", {}), "bench": bench}
+    rows = bench.get("rows", []) if isinstance(bench, dict) else bench
+    summaries["kernels"] = {**summaries.get("kernels", {}), "bench": rows}
     return RunData(run_dir, state, read_metrics(run_dir), summaries)
 
 

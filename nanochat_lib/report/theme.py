@@ -81,7 +81,7 @@ def template(mode: str = "light") -> go.layout.Template:
         "ticks": "outside",
         "showline": True,
         "automargin": True,
-        "title": {"standoff": 10},
+        "title": {"standoff": 10, "font": {"size": 13}},
     }
     return go.layout.Template(
         layout={
@@ -97,7 +97,7 @@ def template(mode: str = "light") -> go.layout.Template:
                 "bordercolor": axis_line,
             },
             "hovermode": "closest",
-            "legend": {"orientation": "h", "yanchor": "top", "y": -0.24, "x": 0, "xanchor": "left"},
+            "legend": {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0, "xanchor": "left"},
             "margin": {"l": 64, "r": 24, "t": 48, "b": 56},
             "title": {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 16}},
             "bargap": 0.25,

@@ -44,30 +44,21 @@ def sample_groups(run: RunData, stage: str, title: str) -> list[Group]:
 
 
 def before_after(run: RunData) -> list[Group]:
-    """Pair programs of one task from before and after MaxRL; first those that were mended."""
-    episodes = run.episodes
-    if episodes.is_empty():
-        return []
-    keys = ["task_set", "task_id", "sample_idx"]
-    before = episodes.filter(pl.col("checkpoint") == "pretrain")
-    after = episodes.filter(pl.col("checkpoint") == "maxrl")
-    both = before.join(after, on=keys, suffix="_after")
-    passed = pl.col("verdict") == Verdict.PASSED
-    mended = (~passed & (pl.col("verdict_after") == Verdict.PASSED)).cast(pl.Int8)
-    both = both.sort(mended, descending=True, maintain_order=True).unique(
-        "task_id", keep="first", maintain_order=True
-    )
+    """Pair programs of one task from before and after MaxRL, as the stage chose them."""
     return [
         Group(
-            f"Before and after MaxRL: {row['task_id']}",
+            f"Before and after MaxRL: {row.get('task_id', '')}",
             [
-                Listing(f"before: {row['verdict']}", row["completion"], row["detail"]),
-                Listing(f"after: {row['verdict_after']}", row["completion_after"],
-                        row["detail_after"]),
+                Listing(
+                    f"{moment}: {row.get(f'verdict_{moment}', '')}",
+                    str(row.get("prompt", "")) + str(row.get(moment, "")),
+                    str(row.get(f"why_{moment}", "")),
+                )
+                for moment in ("before", "after")
             ],
         )
-        for row in both.head(3).iter_rows(named=True)
-    ]  # fmt: skip
+        for row in run.summary("maxrl").get("examples", [])[:MAX_LISTINGS]
+    ]
 
 
 def episode_groups(run: RunData) -> list[Group]:
@@ -79,12 +70,18 @@ def episode_groups(run: RunData) -> list[Group]:
     for task_set in episodes["task_set"].unique(maintain_order=True):
         part = episodes.filter(pl.col("task_set") == task_set)
         part = part.filter(pl.col("checkpoint") == part["checkpoint"][-1])
-        picks = part.unique("verdict", keep="first", maintain_order=True).head(3)
+        order = (pl.col("verdict") != Verdict.PASSED).cast(pl.Int8)
+        picks = part.sort(order, maintain_order=True).unique("verdict", maintain_order=True)
         listings = [
-            Listing(f"{row['verdict']}: {row['task_id']}", row["completion"], _note(row))
-            for row in picks.iter_rows(named=True)
+            Listing(
+                f"{row['verdict']}: {row['task_id']}",
+                f"{row.get('prompt') or ''}{row['completion']}",
+                _note(row),
+            )
+            for row in picks.head(3).iter_rows(named=True)
         ]
-        groups.append(Group(f"Programs on {task_set}", listings))
+        title = f"Programs on {task_set}, checkpoint {part['checkpoint'][-1]}"
+        groups.append(Group(title, listings))
     return groups
 
 

@@ -29,29 +29,47 @@ def number(value: float) -> str:
 
 
 def share(n_hits: int, n: int) -> str:
-    """Return a rate with its counts: `85.0 % (17 of 20)`."""
+    """Return a rate with its counts: `85.0% (17 of 20)`."""
     return f"{n_hits / n:.1%} ({n_hits:,} of {n:,})" if n else "none judged (0 of 0)"
 
 
-def trend(metrics: pl.DataFrame, stage: str, metric: str, label: str, unit: str = "") -> str:
-    """Return how a metric went from its first to its last value, with its extremes."""
+def trend(
+    metrics: pl.DataFrame,
+    stage: str,
+    metric: str,
+    label: str,
+    *,
+    unit: str = "",
+    step: str = "step",
+) -> str:
+    """Return how a metric went from its first to its last value; unit "%" writes percentages."""
     rows = series(metrics, stage, metric)
     if rows.is_empty():
         return ""
-    first, last = rows["value"][0], rows["value"][-1]
-    step, unit = rows["step"][-1], f" {unit}" if unit else ""
+    first, last, at = rows["value"][0], rows["value"][-1], rows["step"][-1]
+    old, new = (f"{v:.1%}" if unit == "%" else number(v) for v in (first, last))
+    unit = "" if unit == "%" else f" {unit}" * bool(unit)
     if rows.height == 1:
-        return f"{label} is {number(last)}{unit} at step {step} (one measurement)."
-    verb = "fell" if last < first else "rose"
-    moved = f"{verb} from {number(first)} to {number(last)}"
-    moved = moved if last != first else f"stayed at {number(last)}"
-    return f"{label} {moved}{unit} by step {step} ({rows.height:,} measurements)."
+        return f"{label} is {new}{unit} at {step} {at} (one measurement)."
+    moved = f"{'fell' if last < first else 'rose'} from {old} to {new}"
+    moved = moved if old != new else f"stayed at {new}"
+    return f"{label} {moved}{unit} by {step} {at:,} ({rows.height:,} measurements)."
+
+
+def middle(metrics: pl.DataFrame, stage: str, metric: str, label: str, unit: str = "") -> str:
+    """Return the median of a metric with its smallest and largest value."""
+    values = series(metrics, stage, metric)["value"]
+    if values.is_empty():
+        return ""
+    low, mid, high = (number(v) for v in (values.min(), values.median(), values.max()))
+    unit = f" {unit}" if unit else ""
+    return f"{label}: median {mid}{unit}, from {low} to {high} ({len(values):,} measurements)."
 
 
 def read_bits(run: RunData) -> str:
     """Say where held-out bits per byte ended, against the compressors."""
     label, unit = "Held-out real Rust", "bits per byte"
-    text = trend(run.metrics, "pretrain", Metric.BITS_PER_BYTE, label, unit)
+    text = trend(run.metrics, "pretrain", Metric.BITS_PER_BYTE, label, unit=unit)
     last = run.last("pretrain", Metric.BITS_PER_BYTE)
     compression = run.summary("preprocess").get("compression", {})
     notes = []
@@ -73,6 +91,7 @@ def read_token_entropy(run: RunData) -> str:
     gap = run.last("pretrain", Metric.CALIBRATION_GAP)
     if gap is not None:
         side = "less sure than it should be" if gap > 0 else "surer than it should be"
+        side = "well calibrated" if abs(gap) <= 0.1 else side
         text += f" It differs from the cross-entropy by {gap:+.2f} nats: the model is {side}."
     return text
 
@@ -154,20 +173,58 @@ def read_maxrl(run: RunData) -> str:
         (Metric.HELD_OUT_PASS_RATE, "The pass rate on held-out tasks"),
         (Metric.PASS_RATE, "The pass rate on training tasks"),
     ):
-        if text := trend(run.metrics, "maxrl", metric, label):
+        if text := trend(run.metrics, "maxrl", metric, label, unit="%", step="update"):
             return text
     return ""
 
 
-def read_evaluation(results: pl.DataFrame, task_set: str) -> str:
-    """Name the last checkpoint's rates with counts and intervals."""
-    rows = results.filter(pl.col("task_set") == task_set) if results.height else results
+def read_policy(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Say how the main held-out pass rate moved, with counts."""
+    if not before.get("n_judged") or not after.get("n_judged"):
+        return ""
+    return (
+        f"Tasks with new parameters: {share(before['n_passed'], before['n_judged'])} before, "
+        f"{share(after['n_passed'], after['n_judged'])} after; programs that could not be judged "
+        "are in no rate."
+    )
+
+
+def read_seconds(run: RunData) -> str:
+    """Say what a median policy update costs and where its time goes."""
+    parts = {
+        "writing programs": Metric.GENERATE_S,
+        "judging them": Metric.VERIFY_S,
+        "learning": Metric.UPDATE_S,
+    }
+    found = {name: series(run.metrics, "maxrl", metric)["value"] for name, metric in parts.items()}
+    found = {name: values.median() for name, values in found.items() if len(values)}
+    if not found:
+        return ""
+    text = ", ".join(f"{value:.1f} s {name}" for name, value in found.items())
+    return f"A median update takes {sum(found.values()):.1f} s: {text}."
+
+
+def read_learning_rate(run: RunData) -> str:
+    """Say where the learning rate peaked and where it ended."""
+    rows = series(run.metrics, "pretrain", Metric.LEARNING_RATE)
     if rows.is_empty():
         return ""
-    checkpoint = rows["checkpoint"][-1]
+    peak = rows["value"].arg_max()
+    return (
+        f"It peaked at {number(rows['value'][peak])} in step {rows['step'][peak]:,} and ended at "
+        f"{number(rows['value'][-1])} in step {rows['step'][-1]:,}."
+    )
+
+
+def read_evaluation(results: pl.DataFrame, metric: str) -> str:
+    """Say the last checkpoint's rate on each whole task set, with its interval."""
+    if results.is_empty():
+        return ""
+    rows = results.filter(
+        pl.col("metric") == metric, ~pl.col("task_set").str.contains("/", literal=True)
+    )
     parts = [
-        f"{r['metric']} {r['rate']:.1%} [{r['low']:.1%} to {r['high']:.1%}]"
-        for r in rows.filter(pl.col("checkpoint") == checkpoint).iter_rows(named=True)
+        f"{row['rate']:.1%} on {row['task_set']} [{row['low']:.1%} to {row['high']:.1%}]"
+        for row in rows.filter(pl.col("checkpoint") == pl.col("checkpoint").last()).to_dicts()
     ]
-    n, problems = rows["n_samples"][-1], rows["n_problems"][-1]
-    return f"Checkpoint {checkpoint}: {', '.join(parts)}; {n:,} samples of {problems:,} problems."
+    return f"Checkpoint {rows['checkpoint'][-1]}: {', '.join(parts)}." if parts else ""

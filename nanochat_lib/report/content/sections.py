@@ -7,47 +7,24 @@ A stage that was not run still has its section, which says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import plotly.graph_objects as go
 import polars as pl
 
 from nanochat_lib.records import Metric
 from nanochat_lib.report import bars, figures
 from nanochat_lib.report.content import readings
-from nanochat_lib.report.content.listings import Group, before_after, episode_groups, sample_groups
-from nanochat_lib.report.content.summary import evaluation_anchor, is_human_eval
+from nanochat_lib.report.content.blocks import (
+    Block,
+    Section,
+    curve_block,
+    frame_of,
+    make_block,
+    stage_status,
+)
+from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
+from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
 from nanochat_lib.report.run_data import RunData, series
-
-MAX_TABLE_ROWS = 30
-
-
-@dataclass(frozen=True)
-class Block:
-    """One figure with what belongs to it; `missing` replaces a figure that has no data."""
-
-    anchor: str
-    title: str
-    figure: go.Figure | None
-    reading: str
-    table: pl.DataFrame
-    source: str
-    missing: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One stage of the report."""
-
-    anchor: str
-    title: str
-    intro: str
-    status: str
-    blocks: list[Block] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
 
 
 def run_sections(run: RunData) -> list[Section]:
@@ -61,51 +38,6 @@ def run_sections(run: RunData) -> list[Section]:
         _kernel_section(run),
         _publish_section(run),
     ]
-
-
-def make_block(
-    anchor: str, figure: go.Figure, *, reading: str, table: pl.DataFrame, source: str
-) -> Block:
-    """Return a block; a figure that says `missing` is replaced by its reason."""
-    missing = (figure.layout.meta or {}).get("missing", "")
-    title = figure.layout.title.text
-    if missing:
-        return Block(anchor, title, None, "", pl.DataFrame(), "", missing)
-    return Block(anchor, title, figure, reading, thin(table), source)
-
-
-def thin(table: pl.DataFrame) -> pl.DataFrame:
-    """Return at most `MAX_TABLE_ROWS` rows, evenly chosen, always with the last."""
-    if table.height <= MAX_TABLE_ROWS:
-        return table
-    last = table.height - 1
-    picks = [round(i * last / (MAX_TABLE_ROWS - 1)) for i in range(MAX_TABLE_ROWS)]
-    return table[picks]
-
-
-def _steps_table(metrics: pl.DataFrame, stage: str, names: Sequence[str]) -> pl.DataFrame:
-    rows = pl.concat([series(metrics, stage, name) for name in names])
-    if rows.is_empty():
-        return pl.DataFrame()
-    order = [name for name in names if name in rows["name"]]
-    wide = rows.pivot("name", index="step", values="value", aggregate_function="last")
-    return wide.select("step", *order).sort("step")
-
-
-def _curve(
-    run: RunData,
-    anchor: str,
-    figure: go.Figure,
-    names: Sequence[str],
-    *,
-    reading: str = "",
-    stage: str = "pretrain",
-) -> Block:
-    names = [str(name) for name in names]
-    table = _steps_table(run.metrics, stage, names)
-    source = f"{table.height:,} steps measured; stage {stage}; {run.machine}"
-    text = reading or readings.trend(run.metrics, stage, names[0], figure.layout.title.text)
-    return make_block(anchor, figure, reading=text, table=table, source=source)
 
 
 def _data_section(run: RunData) -> Section:
@@ -136,9 +68,9 @@ def _data_section(run: RunData) -> Section:
         "1 · Data: Rust, judged by rustc",
         "Every program was compiled, and run where it can be, inside a sandbox. Only what passed "
         "is kept. Real Rust teaches language; TinyRust, generated and tested, measures success.",
-        _status(run, "preprocess"),
+        stage_status(run, "preprocess"),
         [
-            make_block(anchor, figure, reading=text, table=_table(rows), source=source)
+            make_block(anchor, figure, reading=text, table=frame_of(rows), source=source)
             for anchor, figure, text, rows in specs
         ],
         _data_facts(run, summary),
@@ -181,7 +113,7 @@ def _pretrain_section(run: RunData) -> Section:
     vocab_size = run.config.get("model", {}).get("vocab_size", 2)
     compression = run.summary("preprocess").get("compression", {})
     blocks = [
-        _curve(
+        curve_block(
             run,
             "bits-per-byte",
             figures.bits_per_byte(
@@ -190,45 +122,51 @@ def _pretrain_section(run: RunData) -> Section:
             [Metric.BITS_PER_BYTE, Metric.BITS_PER_BYTE_TINYRUST],
             reading=readings.read_bits(run),
         ),
-        _curve(
+        curve_block(
             run,
             "loss",
             figures.loss_curves(metrics, target=targets.get("loss")),
             [Metric.TASK_LOSS, Metric.LOSS, Metric.VAL_LOSS],
+            reading=_read_loss(run, "pretrain"),
         ),
-        _curve(
+        curve_block(
             run,
             "token-entropy",
             figures.token_entropy(metrics, vocab_size),
-            [Metric.TOKEN_ENTROPY, Metric.TASK_LOSS],
+            [Metric.TOKEN_ENTROPY, Metric.VAL_LOSS],
             reading=readings.read_token_entropy(run),
         ),
-        _curve(
+        curve_block(
             run,
             "calibration-gap",
             figures.calibration_gap(metrics),
             [Metric.CALIBRATION_GAP],
+            reading=readings.trend(
+                metrics, "pretrain", Metric.CALIBRATION_GAP, "The gap", unit="nats"
+            ),
         ),
-        _curve(
+        curve_block(
             run,
             "exit-entropy",
             figures.exit_entropy(metrics, n_loops),
             [Metric.EXIT_ENTROPY, Metric.EXPECTED_LOOPS],
             reading=readings.read_exit(run),
         ),
-        _curve(
+        curve_block(
             run,
             "exit-distribution",
             figures.exit_distribution(metrics, n_loops),
             [f"{Metric.EXIT_PDF}{i}" for i in range(1, n_loops + 1)],
             reading=readings.read_exit_distribution(run),
         ),
-        _curve(
+        curve_block(
             run,
             "ternary-codes",
             figures.ternary_codes(metrics),
             [Metric.ZERO_FRACTION, Metric.FLIP_RATE],
-            reading=readings.trend(metrics, "pretrain", Metric.ZERO_FRACTION, "Share of zeros"),
+            reading=readings.trend(
+                metrics, "pretrain", Metric.ZERO_FRACTION, "The share of zero codes", unit="%"
+            ),
         ),
         *_training_blocks(run),
     ]
@@ -241,22 +179,42 @@ def _pretrain_section(run: RunData) -> Section:
     )
     title = "2 · Pre-training the looped model"
     groups = sample_groups(run, "pretrain", "Free-running samples after pre-training")
-    status = _status(run, "pretrain")
+    status = stage_status(run, "pretrain")
     return Section("pretrain", title, intro, status, blocks, groups=groups)
 
 
 def _training_blocks(run: RunData) -> list[Block]:
-    metrics = run.metrics
+    metrics, stage = run.metrics, "pretrain"
     return [
-        _curve(run, "learning-rate", figures.learning_rate(metrics), [Metric.LEARNING_RATE]),
-        _curve(run, "gradient-norm", figures.gradient_norm(metrics), [Metric.GRAD_NORM]),
-        _curve(
+        curve_block(
+            run,
+            "learning-rate",
+            figures.learning_rate(metrics),
+            [Metric.LEARNING_RATE],
+            reading=readings.read_learning_rate(run),
+        ),
+        curve_block(
+            run,
+            "gradient-norm",
+            figures.gradient_norm(metrics),
+            [Metric.GRAD_NORM],
+            reading=readings.middle(metrics, stage, Metric.GRAD_NORM, "Gradient norm"),
+        ),
+        curve_block(
             run,
             "throughput",
             figures.throughput(metrics, target=run.targets.get("tokens_per_s")),
             [Metric.TOKENS_PER_S, Metric.PEAK_RSS_MIB],
+            reading=readings.middle(metrics, stage, Metric.TOKENS_PER_S, "Tokens per second"),
         ),
     ]
+
+
+def _read_loss(run: RunData, stage: str) -> str:
+    metric, label = Metric.VAL_LOSS, "The held-out loss"
+    if series(run.metrics, stage, metric).is_empty():
+        metric, label = Metric.LOSS, "The training loss"
+    return readings.trend(run.metrics, stage, metric, label, unit="nats per token")
 
 
 def _maxrl_section(run: RunData) -> Section:
@@ -268,15 +226,36 @@ def _maxrl_section(run: RunData) -> Section:
         Metric.COMPILE_RATE,
     ]
     n_samples = config.get("prompts_per_step", 0) * config.get("rollouts_per_prompt", 0)
-    target = run.targets.get("compile_rate")
-    progress = figures.maxrl_progress(run.metrics, target)
-    seconds = figures.maxrl_seconds(run.metrics)
+    summary, metrics = run.summary("maxrl"), run.metrics
+    before, after = summary.get("before", {}), summary.get("after", {})
     parts = [Metric.GENERATE_S, Metric.VERIFY_S, Metric.UPDATE_S]
+    source = (
+        f"{after.get('n_tasks', 0)} tasks; sandbox {run.sandbox or 'not recorded'}; {run.machine}"
+    )
     blocks = [
-        _curve(
-            run, "maxrl-progress", progress, rates, reading=readings.read_maxrl(run), stage="maxrl"
+        make_block(
+            "maxrl-before-after",
+            bars.policy_bars(before, after),
+            reading=readings.read_policy(before, after),
+            table=frame_of(_policy_rows(before, after)),
+            source=source,
         ),
-        _curve(run, "maxrl-seconds", seconds, parts, stage="maxrl"),
+        curve_block(
+            run,
+            "maxrl-progress",
+            figures.maxrl_progress(metrics, run.targets.get("compile_rate")),
+            rates,
+            reading=readings.read_maxrl(run),
+            stage="maxrl",
+        ),
+        curve_block(
+            run,
+            "maxrl-seconds",
+            figures.maxrl_seconds(metrics),
+            parts,
+            reading=readings.read_seconds(run),
+            stage="maxrl",
+        ),
     ]
     intro = (
         f"The model writes programs, rustc and their tests judge them. Reward: "
@@ -285,7 +264,16 @@ def _maxrl_section(run: RunData) -> Section:
     )
     title = "3 · MaxRL: learning from the compiler"
     groups = before_after(run) or sample_groups(run, "maxrl", "Programs after MaxRL")
-    return Section("maxrl", title, intro, _status(run, "maxrl"), blocks, groups=groups)
+    return Section("maxrl", title, intro, stage_status(run, "maxrl"), blocks, groups=groups)
+
+
+def _policy_rows(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    keys = ("n_passed", "n_compiled", "n_judged", "n_unjudged", "pass_rate", "compile_rate")
+    return [
+        {"split": split, "when": when} | {key: row.get(key) for key in keys}
+        for when, look in (("before", before), ("after", after))
+        for split, row in look.get("by_split", {}).items()
+    ]
 
 
 def _long_context_section(run: RunData) -> Section:
@@ -294,96 +282,109 @@ def _long_context_section(run: RunData) -> Section:
     length = run.config.get("long_context", {}).get("seq_len", 0)
     reading = ""
     if rows:
-        final = {key: value for key, value in rows[-1].items() if key.startswith("loss")}
-        parts = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in final.items()]
-        reading = f"At position {rows[-1]['position']:,}: {', '.join(parts)} nats per token."
+        final = [(name, value) for name, value in rows[-1].items() if name != "position"]
+        parts = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in final]
+        reading = f"From position {rows[-1]['position']:,} on: {', '.join(parts)} nats per token."
     source = f"{len(rows)} positions; {run.machine}"
-    figure = bars.loss_by_position(rows, short)
+    figure, table = bars.loss_by_position(rows, short), frame_of(rows)
     blocks = [
-        make_block("loss-by-position", figure, reading=reading, table=_table(rows), source=source),
-        _curve(
+        make_block(
+            "loss-by-position", figure, reading=reading, table=frame_of(rows), source=source
+        ),
+        curve_block(
             run,
             "long-context-loss",
             figures.loss_curves(run.metrics, "long_context"),
             [Metric.TASK_LOSS, Metric.LOSS, Metric.VAL_LOSS],
+            reading=_read_loss(run, "long_context"),
             stage="long_context",
         ),
     ]
     intro = f"{length:,} tokens after {short} in pre-training, with a raised RoPE base."
-    status = _status(run, "long_context")
+    intro = " ".join([intro, run.summary("long_context").get("note", "")]).strip()
+    status = stage_status(run, "long_context")
     return Section("long-context", "4 · Longer context", intro, status, blocks)
 
 
 def _evaluation_section(run: RunData) -> Section:
-    results, targets = run.results, run.targets
-    sets = results["task_set"].unique(maintain_order=True).to_list() if results.height else []
-    blocks = []
-    for task_set in sets:
-        wanted = {"compile_rate": "compile_rate", "semantic_score": "semantic_score"}
-        if is_human_eval(task_set):
-            wanted["pass@1"] = "pass_at_1"
-        marks = {metric: targets[key] for metric, key in wanted.items() if key in targets}
-        rows = results.filter(pl.col("task_set") == task_set)
-        n = f"{rows['n_samples'].max():,} samples of {rows['n_problems'].max():,} problems"
-        block = make_block(
-            evaluation_anchor(task_set),
-            bars.evaluation_bars(results, task_set, marks),
-            reading=readings.read_evaluation(results, task_set),
-            table=rows.drop("task_set"),
-            source=f"{n} per checkpoint; sandbox {run.sandbox or 'not recorded'}; {run.machine}",
-        )
-        blocks.append(block)
-    if not any(is_human_eval(name) for name in sets):
+    results, wanted = run.results, {"pass@1": "pass_at_1"}
+    metrics = results["metric"].unique(maintain_order=True).to_list() if results.height else []
+    blocks = [
+        _evaluation_block(run, metric, target=run.targets.get(wanted.get(metric, metric)))
+        for metric in metrics or ["pass@1"]
+    ]
+    for task_set in _sets_with_parts(results):
+        blocks.append(_evaluation_block(run, "pass@1", parts_of=task_set))
+    if not metrics or not any(map(is_human_eval, results["task_set"])):
         why = (
-            "no HumanEval-Rust file was given. Name one in eval.task_files "
-            "(HumanEval-X Rust or MultiPL-E), or read the results on the shipped set."
+            "no HumanEval-Rust file was given. Name one in eval.task_files (HumanEval-X Rust or "
+            "MultiPL-E); the shipped set stands in for it here."
         )
-        figure = figures.missing_figure("HumanEval-Rust", why)
-        blocks.append(make_block("humaneval", figure, reading="", table=pl.DataFrame(), source=""))
+        missing = figures.missing_figure("HumanEval-Rust", why)
+        blocks.append(make_block("humaneval", missing, reading="", table=pl.DataFrame(), source=""))
     intro = (
-        "Task sets are never mixed: TinyRust measures what the model was taught, the shipped set "
-        "and HumanEval-Rust measure Rust at large. Whiskers: 95 % bootstrap over problems."
+        "Task sets are never added up: TinyRust measures what the model was taught, the shipped "
+        "set and HumanEval-Rust measure Rust at large. Targets are lines, never bars."
     )
-    status = _status(run, "evaluate")
-    groups = episode_groups(run)
+    status, groups = stage_status(run, "evaluate"), episode_groups(run)
     return Section("evaluate", "5 · Evaluation", intro, status, blocks, groups=groups)
 
 
+def _sets_with_parts(results: pl.DataFrame) -> list[str]:
+    names = results["task_set"].unique(maintain_order=True) if results.height else []
+    return list(dict.fromkeys(name.split("/")[0] for name in names if "/" in name))
+
+
+def _evaluation_block(
+    run: RunData, metric: str, *, target: float | None = None, parts_of: str = ""
+) -> Block:
+    results = run.results
+    figure = bars.evaluation_bars(results, metric, target, parts_of=parts_of)
+    rows = results.filter(pl.col("metric") == metric) if results.height else results
+    if parts_of:
+        rows = rows.filter(pl.col("task_set").str.starts_with(f"{parts_of}/"))
+    n = rows["n_problems"].max() if rows.height else 0
+    reading = readings.read_evaluation(results, metric)
+    return make_block(
+        metric_anchor(f"{metric} {parts_of}"),
+        figure,
+        reading=f"The same samples, by part of {parts_of}." if parts_of else reading,
+        table=rows,
+        source=f"up to {n:,} problems; sandbox {run.sandbox or 'not recorded'}; {run.machine}",
+    )
+
+
 def _kernel_section(run: RunData) -> Section:
-    rows = run.summary("kernels").get("bench", {}).get("rows", [])
-    source = f"{len(rows)} timings, medians; {run.machine}"
+    rows = run.summary("kernels").get("bench", [])
+    timed = [row for row in rows if row.get("ratio_to_numpy_f32")]
     reading = ""
-    if rows:
-        best = max(rows, key=lambda row: row.get("speedup", 0.0))
-        reading = f"{best['backend']} is fastest at {best['shape']}: {best['speedup']:.1f} times."
-    figure = figures.missing_figure("Ternary kernels", "the kernel stage was not run.")
-    blocks = [
-        make_block("kernels-speed", figure, reading=reading, table=_table(rows), source=source)
-    ]
+    if timed:
+        best = max(timed, key=lambda row: row["ratio_to_numpy_f32"])
+        reading = (
+            f"Best: {best['kernel']} at {best['n']} x {best['k']}, batch {best['batch']}, "
+            f"{best['ratio_to_numpy_f32']:.1f} times as fast as NumPy float32."
+        )
+    source = f"{len(timed)} timings, medians of repeats; {run.machine}"
+    figure, table = bars.kernel_bars(rows), frame_of(rows)
+    blocks = [make_block("kernel-speed", figure, reading=reading, table=table, source=source)]
     intro = "Packed ternary weights times int8 activations: integers, equal on every backend."
-    return Section("kernels", "6 · Kernels", intro, _status(run, "kernels"), blocks)
+    return Section("kernels", "6 · Kernels", intro, stage_status(run, "kernels"), blocks)
 
 
 def _publish_section(run: RunData) -> Section:
     folder = run.dir / "artifacts" / "publish"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    checklist = run.summary("publish").get("checklist", [])
     facts = [
-        (str(path.relative_to(folder)), f"{path.stat().st_size / 1e6:,.2f} MB") for path in files
-    ]
-    intro = "Files made for publication." if facts else "Nothing was exported in this run."
-    return Section("publish", "7 · Publication", intro, _status(run, "publish"), facts=facts)
+        (str(item.get("item", "")), f"{'done' if item.get('done') else 'not done'}: "
+         f"{item.get('where', '')}")
+        for item in checklist
+    ]  # fmt: skip
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts += [(str(path.relative_to(folder)), _size_text(path.stat().st_size)) for path in files]
+    intro = "The checklist and the files made for publication."
+    intro = intro if facts else "Nothing was exported in this run."
+    return Section("publish", "7 · Publication", intro, stage_status(run, "publish"), facts=facts)
 
 
-def _status(run: RunData, stage: str) -> str:
-    state = run.stage(stage)
-    if not state:
-        return "not run"
-    seconds = f", {state['seconds']:,.0f} s" if state.get("seconds") else ""
-    error = f": {state['error']}" if state.get("error") else ""
-    return f"{state.get('status', 'unknown')}{seconds}{error}"
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    return (
-        pl.DataFrame(list(rows), infer_schema_length=None, strict=False) if rows else pl.DataFrame()
-    )
+def _size_text(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.2f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:,.1f} kB"

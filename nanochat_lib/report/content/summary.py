@@ -99,17 +99,15 @@ def _key_policy(run: RunData) -> KeyNumber | None:
 
 
 def _key_evaluation(run: RunData) -> list[KeyNumber]:
-    if run.results.is_empty():
-        return []
-    rows = run.results.filter(pl.col("metric") == "pass@1", pl.col("checkpoint") != "canonical")
     found = []
-    for row in rows.unique("task_set", keep="last", maintain_order=True).iter_rows(named=True):
+    for row in whole_sets(run.results):
+        if row["metric"] != "pass@1":
+            continue
         detail = (
-            f"{row['n_samples']:,} samples of {row['n_problems']:,} problems, {row['checkpoint']}; "
-            f"95 % interval {row['low']:.1%} to {row['high']:.1%}"
+            f"{row['n_correct']:,} of {row['n_samples']:,} samples, {row['n_problems']:,} "
+            f"problems, {row['checkpoint']}; 95%: {row['low']:.1%} to {row['high']:.1%}"
         )
-        label = f"pass@1 on {row['task_set']}"
-        anchor = evaluation_anchor(row["task_set"])
+        label, anchor = f"pass@1 on {row['task_set']}", metric_anchor("pass@1")
         found.append(KeyNumber(label, f"{row['rate']:.1%}", detail, anchor))
     return found
 
@@ -122,9 +120,22 @@ def _key_speed(run: RunData) -> KeyNumber | None:
     return KeyNumber("Training tokens/s", number(rows["value"].median()), detail, "throughput")
 
 
-def evaluation_anchor(task_set: str) -> str:
-    """Return the anchor of a task set's figure."""
-    return "evaluation-" + re.sub(r"[^a-z0-9]+", "-", task_set.lower()).strip("-")
+def metric_anchor(metric: str) -> str:
+    """Return the anchor of an evaluation metric's figure."""
+    return "evaluation-" + re.sub(r"[^a-z0-9]+", "-", metric.lower()).strip("-")
+
+
+def whole_sets(results: pl.DataFrame) -> list[dict]:
+    """Return the last trained checkpoint's rows on whole task sets, HumanEval-Rust at the end."""
+    if results.is_empty():
+        return []
+    rows = results.filter(
+        pl.col("checkpoint") != "canonical", ~pl.col("task_set").str.contains("/", literal=True)
+    )
+    rows = rows.unique(["task_set", "metric"], keep="last", maintain_order=True).to_dicts()
+    return sorted(
+        rows, key=lambda row: (is_human_eval(row["task_set"]), row["task_set"] != "tinyrust")
+    )
 
 
 def is_comparable(run: RunData) -> bool:
@@ -161,7 +172,7 @@ _TARGETS = {
     "compile_rate": ("Compile rate of the model's programs", 1, "{:.1%}"),
     "semantic_score": ("Semantic score of the model's programs", 1, "{:.1%}"),
     "pass_at_1": ("HumanEval-Rust pass@1", 1, "{:.1%}"),
-    "loss": ("Final loss, nats per token", -1, "{:.2f}"),
+    "loss": ("Held-out loss, nats per token", -1, "{:.2f}"),
     "bits_per_byte": ("Held-out bits per byte, real Rust", -1, "{:.2f}"),
     "tokens_per_s": ("Training tokens per second", 1, "{:,.0f}"),
     "training_days": ("Days of pre-training", -1, "{:.3g}"),
@@ -173,14 +184,14 @@ def _measured(run: RunData) -> dict[str, tuple[float, str]]:
     """Return target name -> (value, what it was counted on)."""
     found = {}
     size = f"{number(run.n_parameters)} parameters"
-    for row in _last_results(run):
+    for row in whole_sets(run.results):  # later ones replace earlier ones: HumanEval-Rust counts
         metric = {"pass@1": "pass_at_1"}.get(row["metric"], row["metric"])
         if metric == "pass_at_1" and not is_human_eval(row["task_set"]):
             continue
         detail = f"{row['n_samples']:,} samples, {row['task_set']}, {row['checkpoint']}, {size}"
         found[metric] = (row["rate"], detail)
     for name, metric in (
-        ("loss", Metric.TASK_LOSS),
+        ("loss", Metric.VAL_LOSS),
         ("bits_per_byte", Metric.BITS_PER_BYTE),
         ("tokens_per_s", Metric.TOKENS_PER_S),
     ):
@@ -193,12 +204,6 @@ def _measured(run: RunData) -> dict[str, tuple[float, str]]:
         length = run.config.get("long_context", {}).get("seq_len", 0)
         found["context_length"] = (length, f"trained on, {size}")
     return found
-
-
-def _last_results(run: RunData) -> list[dict]:
-    if run.results.is_empty():
-        return []
-    return run.results.filter(pl.col("checkpoint") != "canonical").to_dicts()
 
 
 def is_human_eval(task_set: str) -> bool:
@@ -238,13 +243,14 @@ def health_checks(run: RunData) -> list[Check]:
         _check_repetition(run),
         _check_spikes(run),
         _check_policy(run),
+        _check_guards(run),
         _check_unjudged(run),
         _check_sandbox(run),
     ]
 
 
 def _check_exit_entropy(run: RunData) -> Check:
-    name, band = "Exit gate", "above 30 % of ln R; below 10 % it has collapsed"
+    name, band = "Exit gate", "above 30% of ln R; below 10% it has collapsed"
     advice = "raise pretrain.entropy_weight; the gate uses nearly one loop only"
     last = run.last("pretrain", Metric.EXIT_ENTROPY)
     quantity = "exit entropy / ln R"
@@ -273,7 +279,7 @@ def _check_calibration(run: RunData) -> Check:
 
 
 def _check_token_entropy(run: RunData) -> Check:
-    name, quantity, band = "Token entropy", "H / ln V", "2 % to 75 %"
+    name, quantity, band = "Token entropy", "H / ln V", "2% to 75%"
     last = run.last("pretrain", Metric.TOKEN_ENTROPY)
     if last is None:
         return Check(name, quantity, "not measured", band, UNKNOWN, "")
@@ -289,7 +295,7 @@ def _check_token_entropy(run: RunData) -> Check:
 
 def _check_repetition(run: RunData) -> Check:
     name, quantity = "Repetition", "distinct 4-grams in free-running samples"
-    band = "above 50 %; below 25 % the text has collapsed"
+    band = "above 50%; below 25% the text has collapsed"
     samples = [sample["completion"] for sample in run.samples("pretrain")]
     rate = distinct_rate(samples)
     if rate is None:
@@ -315,7 +321,7 @@ def _check_spikes(run: RunData) -> Check:
 
 def _check_policy(run: RunData) -> Check:
     name, quantity = "Policy variety", "distinct bodies among sampled programs"
-    band = "above 20 %; below 5 % the policy repeats itself"
+    band = "above 20%; below 5% the policy repeats itself"
     last = run.last("maxrl", Metric.DISTINCT_BODIES)
     if last is None:
         return Check(name, quantity, "not measured", band, UNKNOWN, "")
@@ -324,9 +330,25 @@ def _check_policy(run: RunData) -> Check:
     return Check(name, quantity, f"{last:.0%}", band, state, advice)
 
 
+def _check_guards(run: RunData) -> Check:
+    name, quantity = "Reward hacks", "ways to please the reward without solving the task"
+    band = "each below its own bound: empty, constant, copied, repeated, shrinking programs"
+    guards = run.summary("maxrl").get("guards", {})
+    if not guards:
+        return Check(name, quantity, "not measured", band, UNKNOWN, "")
+    alarms = [
+        f"{guard.replace('_', ' ')} {found['share']:.0%}"
+        for guard, found in guards.items()
+        if found.get("alarm")
+    ]
+    value = ", ".join(alarms) or f"none of {len(guards)} guards"
+    advice = "read the programs; keep maxrl.reward at tests, lower maxrl.learning_rate"
+    return Check(name, quantity, value, band, BAD if alarms else GOOD, advice)
+
+
 def _check_unjudged(run: RunData) -> Check:
     name, quantity = "Judging", "programs that could not be judged"
-    band = "below 1 %; they count neither as right nor as wrong"
+    band = "below 1%; they count neither as right nor as wrong"
     summary = run.summary("preprocess")
     n_judged = summary.get("compile_rate", {}).get("before", {}).get("n_judged")
     if n_judged is None or "n_unjudged" not in summary:
