@@ -398,7 +398,5 @@ def _read_failures(text: str) -> dict[str, str]:
 def _panic_text(text: str) -> str:
     """Return the message of the last panic in a captured output, without its place."""
     panics = list(_PANIC.finditer(text))
-    if not panics:
-        return text.strip()[:_MAX_DETAIL]
-    message = text[panics[-1].end() :].split("\nnote: run with")[0]
-    return message.split("\n\n")[0].strip()[:_MAX_DETAIL]
+    message = text[panics[-1].end() :] if panics else text
+    return re.split(r"\nnote: run with|\n\n", message.strip())[0].strip()[:_MAX_DETAIL]
