@@ -39,8 +39,8 @@ Ended = Literal[
 ]  # fmt: skip
 
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store")
-_PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/libexec")
-_FILES = ("/etc/ld.so.cache", "/dev/urandom", "/dev/zero")
+_PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/libexec", "/etc/alternatives")
+_FILES = ("/etc/ld.so.cache",)
 _LAUNCH = (
     "import socket, sys; sys.path.append(sys.argv[1]); "
     "from nanochat_lib.rust.launcher import serve; serve(socket.socket(fileno=0), *sys.argv[2:])"
