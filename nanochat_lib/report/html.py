@@ -21,7 +21,7 @@ import polars as pl
 from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import RustLexer
+from pygments.lexers import PythonLexer, RustLexer
 
 from nanochat_lib.report.content.readings import number
 
@@ -76,8 +76,12 @@ def visible(text: str) -> str:
 
 def rust(code: str) -> Markup:
     """Return Rust as escaped, coloured HTML."""
-    formatter = HtmlFormatter(nowrap=True)
-    return Markup(highlight(visible(code), RustLexer(stripnl=False), formatter))
+    return Markup(highlight(visible(code), RustLexer(stripnl=False), HtmlFormatter(nowrap=True)))
+
+
+def python_html(code: str) -> Markup:
+    """Return Python as escaped, coloured HTML."""
+    return Markup(highlight(visible(code), PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)))
 
 
 def json_text(value: Any) -> Markup:
@@ -89,7 +93,9 @@ def json_text(value: Any) -> Markup:
 def figure_json(figure: go.Figure) -> Markup:
     """Return a figure for a page: without template and title, which the page gives it."""
     bare = go.Figure(figure)
-    has_label_on_top = any(note.yref == "paper" for note in bare.layout.annotations)
+    has_label_on_top = any(
+        note.yanchor == "bottom" and note.y == 1 for note in bare.layout.annotations
+    )
     top = 30 if has_label_on_top else 12
     bare.update_layout(template=None, title=None, meta=None, margin={"t": top})
     return json_text(bare.to_json())

@@ -22,10 +22,12 @@ def write_index(reports_dir: Path) -> Path:
     """Write the page that lists every run below `reports_dir/runs` and return its path."""
     folders = [path.parent for path in (reports_dir / "runs").glob("*/run.json")]
     rows = sorted((_row(folder) for folder in folders), key=lambda r: r["created"], reverse=True)
+    labels = list(dict.fromkeys(label for row in rows for label in row["numbers"]))
     script = asset("index.js")
     page = render(
         "index.html.j2",
         runs=rows,
+        labels=labels,
         written=when(datetime.now(UTC).isoformat()),
         style=asset("style.css"),
         script=script,
@@ -40,7 +42,7 @@ def write_index(reports_dir: Path) -> Path:
 def _row(folder: Path) -> dict[str, Any]:
     href = f"runs/{folder.name}/"
     row = {"run_id": folder.name, "report": "", "status": "damaged", "profile": "", "created": "",
-           "created_text": "", "seconds": 0.0, "seconds_text": "", "numbers": [], "machine": "",
+           "created_text": "", "seconds": 0.0, "seconds_text": "", "numbers": {}, "machine": "",
            "notebooks": [], "notes": "", "error": ""}  # fmt: skip
     try:
         run = load_run(folder)
@@ -57,7 +59,7 @@ def _row(folder: Path) -> dict[str, Any]:
         "created_text": when(run.state.get("created", "")),
         "seconds": seconds,
         "seconds_text": f"{seconds / 60:,.1f} min" if seconds else "",
-        "numbers": key_numbers(run),
+        "numbers": {key.label: key for key in key_numbers(run)},
         "machine": run.machine,
         "notebooks": notebook_links(folder, href),
         "notes": run.state.get("notes", ""),

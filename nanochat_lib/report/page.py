@@ -58,7 +58,7 @@ def write_run_report(run_dir: Path, *, self_contained: bool = True) -> Path:
 def render_report(run: RunData, *, self_contained: bool) -> str:
     """Return the page of a run as HTML text."""
     checks, targets, script = health_checks(run), target_rows(run), asset("report.js")
-    plotly_js = Markup(_plotly_js()) if self_contained else Markup("")
+    plotly_js = plotly_script() if self_contained else Markup("")
     scripts = (script, plotly_js) if self_contained else (script,)
     return render(
         "page.html.j2",
@@ -96,7 +96,7 @@ def page_setup() -> dict[str, Any]:
 
 def write_shared_plotly(folder: Path) -> Path:
     """Write the plotting script that several pages share, unless it is there already."""
-    path, text = folder / "plotly.min.js", _plotly_js()
+    path, text = folder / "plotly.min.js", plotly_script()
     if not path.exists() or path.stat().st_size != len(text.encode("utf-8")):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
@@ -200,5 +200,6 @@ def _config_rows(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]
 
 
 @cache
-def _plotly_js() -> str:
-    return get_plotlyjs().replace("\r\n", "\n")
+def plotly_script() -> Markup:
+    """Return the plotting library, as it stands inside a script element."""
+    return Markup(get_plotlyjs().replace("\r\n", "\n"))

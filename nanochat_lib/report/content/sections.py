@@ -288,9 +288,7 @@ def _long_context_section(run: RunData) -> Section:
     source = f"{len(rows)} positions; {run.machine}"
     figure, table = bars.loss_by_position(rows, short), frame_of(rows)
     blocks = [
-        make_block(
-            "loss-by-position", figure, reading=reading, table=frame_of(rows), source=source
-        ),
+        make_block("loss-by-position", figure, reading=reading, table=table, source=source),
         curve_block(
             run,
             "long-context-loss",

@@ -32,7 +32,9 @@ class KeyNumber:
     """One number of the top row: what it is, its value, its count, where it is explained."""
 
     label: str
-    value: str
+    number: float
+    value: str  # the number as written
+    count: str  # what it was counted on, in a word or two
     detail: str
     anchor: str
 
@@ -75,9 +77,9 @@ def _key_compile_rate(run: RunData) -> KeyNumber | None:
     rate = run.summary("preprocess").get("compile_rate", {}).get("before", {})
     if not rate.get("n_judged"):
         return None
-    detail = f"{rate['n_compiled']:,} of {rate['n_judged']:,} programs, before filtering"
-    value = f"{rate['n_compiled'] / rate['n_judged']:.1%}"
-    return KeyNumber("Sources that compile", value, detail, "compile-rate")
+    count = f"{rate['n_compiled']:,} of {rate['n_judged']:,}"
+    found, detail = rate["n_compiled"] / rate["n_judged"], f"{count} programs, before filtering"
+    return KeyNumber("Sources that compile", found, f"{found:.1%}", count, detail, "compile-rate")
 
 
 def _key_bits(run: RunData) -> KeyNumber | None:
@@ -85,17 +87,20 @@ def _key_bits(run: RunData) -> KeyNumber | None:
     if rows.is_empty():
         return None
     xz = run.summary("preprocess").get("compression", {}).get("xz_bits_per_byte")
-    detail = f"real Rust, step {rows['step'][-1]:,}" + (f"; xz -9e: {xz:.2f}" if xz else "")
-    return KeyNumber("Held-out bits per byte", f"{rows['value'][-1]:.3f}", detail, "bits-per-byte")
+    found, count = rows["value"][-1], f"step {rows['step'][-1]:,}"
+    detail = f"real Rust, {count}" + (f"; xz -9e: {xz:.2f}" if xz else "")
+    label, anchor = "Held-out bits per byte", "bits-per-byte"
+    return KeyNumber(label, found, f"{found:.3f}", count, detail, anchor)
 
 
 def _key_policy(run: RunData) -> KeyNumber | None:
-    rows = series(run.metrics, "maxrl", Metric.HELD_OUT_PASS_RATE)
-    if rows.is_empty():
+    before, after = (run.summary("maxrl").get(when, {}) for when in ("before", "after"))
+    if not before.get("n_judged") or not after.get("n_judged"):
         return None
-    n = run.config.get("maxrl", {}).get("eval_tasks", 0)
-    detail = f"{rows['value'][0]:.1%} before MaxRL; {n} held-out tasks, update {rows['step'][-1]}"
-    return KeyNumber("TinyRust tests passed", f"{rows['value'][-1]:.1%}", detail, "maxrl-progress")
+    found, count = after["pass_rate"], f"{after['n_passed']:,} of {after['n_judged']:,}"
+    detail = f"{count} programs, {after.get('n_tasks', 0)} tasks; {before['pass_rate']:.1%} before"
+    label, anchor = "TinyRust passed after MaxRL", "maxrl-before-after"
+    return KeyNumber(label, found, f"{found:.1%}", count, detail, anchor)
 
 
 def _key_evaluation(run: RunData) -> list[KeyNumber]:
@@ -103,12 +108,13 @@ def _key_evaluation(run: RunData) -> list[KeyNumber]:
     for row in whole_sets(run.results):
         if row["metric"] != "pass@1":
             continue
+        rate, count = row["rate"], f"{row['n_correct']:,} of {row['n_samples']:,}"
         detail = (
-            f"{row['n_correct']:,} of {row['n_samples']:,} samples, {row['n_problems']:,} "
-            f"problems, {row['checkpoint']}; 95%: {row['low']:.1%} to {row['high']:.1%}"
+            f"{count} samples, {row['n_problems']:,} problems, {row['checkpoint']}; "
+            f"95%: {row['low']:.1%} to {row['high']:.1%}"
         )
         label, anchor = f"pass@1 on {row['task_set']}", metric_anchor("pass@1")
-        found.append(KeyNumber(label, f"{row['rate']:.1%}", detail, anchor))
+        found.append(KeyNumber(label, rate, f"{rate:.1%}", count, detail, anchor))
     return found
 
 
@@ -116,8 +122,9 @@ def _key_speed(run: RunData) -> KeyNumber | None:
     rows = series(run.metrics, "pretrain", Metric.TOKENS_PER_S)
     if rows.is_empty():
         return None
-    detail = f"median of {rows.height:,} measurements, {run.machine}"
-    return KeyNumber("Training tokens/s", number(rows["value"].median()), detail, "throughput")
+    found, count = rows["value"].median(), f"median of {rows.height:,}"
+    detail = f"{count} measurements, {run.machine}"
+    return KeyNumber("Training tokens/s", found, number(found), count, detail, "throughput")
 
 
 def metric_anchor(metric: str) -> str:
