@@ -44,6 +44,7 @@ class Unit:
     program: Program
     policy: Policy
     has_tree: bool = True  # tree-sitter reads it without an error
+    is_alone: bool = False  # may share neither crate nor process
     module: str = ""
     cpu_ms: float = 0.0
 
@@ -178,8 +179,6 @@ def compile_batch(units: Sequence[Unit], folder: Path, settings: Settings) -> Ou
         folder: scratch folder that does not exist yet.
         settings: level, limits and toolchain.
     """
-    if len(units) == 1:
-        return compile_alone(units[0], folder, settings)
     folder.mkdir(parents=True)
     _write_modules(units, folder)
     alive, outcome = list(units), Outcome()
@@ -207,7 +206,9 @@ def compile_batch(units: Sequence[Unit], folder: Path, settings: Settings) -> Ou
 
 
 def _split(units: Sequence[Unit], folder: Path, settings: Settings) -> Outcome:
-    """Compile a batch that has no culprit in smaller parts."""
+    """Compile a batch that has no culprit in smaller parts, at last one by one."""
+    if len(units) == 1:
+        return compile_alone(units[0], folder / "alone", settings)
     outcome, size = Outcome(), -(-len(units) // SPLIT_INTO)
     for start in range(0, len(units), size):
         part = units[start : start + size]

@@ -247,9 +247,10 @@ def _judge_process(unit: Unit, run: _Run, settings: Settings, *, n_tests: int) -
         verdict, detail = Verdict.RESOURCE_LIMIT, f"the program passed its {_words(done.ended)}"
     elif done.returncode < 0 and b"memory allocation of" in done.stderr:
         verdict, detail = Verdict.RESOURCE_LIMIT, "the program ran out of memory"
-    elif done.returncode == 101 and unit.policy.kind == "test":
-        verdict = Verdict.TEST_FAILED
-        detail = next(iter(_read_report(run.stdout).failures.values()), "")
+    elif done.returncode == 101 and (failures := _read_report(run.stdout).failures):
+        is_main = unit.policy.kind == "main"
+        verdict = Verdict.RUN_ERROR if is_main else Verdict.TEST_FAILED
+        detail = next(iter(failures.values()))
     else:
         verdict, detail = Verdict.RUN_ERROR, _how_it_ended(run)
     return replace(verified_as(unit, verdict, settings, done, (), detail), n_tests=n_tests)
@@ -310,16 +311,14 @@ def run_batch(built: Built, settings: Settings) -> tuple[dict[int, Verified], li
             verdicts |= {unit.key: _pass(unit, report, run, settings) for unit in waiting}
             break
         left = list(_leaving(waiting, report, run))
-        if not left:
-            doubtful += waiting
-            break
-        for unit in left:
-            verdict = _fail(unit, report, run, settings) or _run_by_itself(built, unit, settings)
+        for unit in left or waiting:
+            verdict = _fail(unit, report, run, settings) if left else None
+            verdict = verdict or _run_by_itself(built, unit, settings)
             if verdict is None:
                 doubtful.append(unit)
             else:
                 verdicts[unit.key] = verdict
-        waiting = [unit for unit in waiting if unit not in left]
+        waiting = [unit for unit in waiting if left and unit not in left]
     return verdicts, doubtful
 
 
@@ -359,11 +358,15 @@ def _fail(unit: Unit, report: _Report, run: _Run, settings: Settings) -> Verifie
 
 
 def _run_by_itself(built: Built, unit: Unit, settings: Settings) -> Verified | None:
-    """Run one program of a batch in a process of its own; None: only alone can it be judged."""
-    if unit.policy.kind == "main":
-        return None
+    """Run one program of a batch in a process of its own; None: it must be compiled alone too."""
     arguments = ["--test-threads=1", f"{unit.module}::"]
-    return _run_tests(built, unit, arguments, None, settings)
+    if unit.policy.kind == "test":
+        return _run_tests(built, unit, arguments, None, settings)
+    run = _run(built, arguments, settings, _limits(settings))
+    unit.cpu_ms += run.done.cpu_s * 1e3
+    if run.done.ended == "signal":  # a thread's stack is smaller than that of a real `main`
+        return None
+    return _judge_process(unit, run, settings, n_tests=0)
 
 
 # --- libtest's output -------------------------------------------------------------------------
@@ -379,7 +382,9 @@ def _read_report(stdout: str) -> _Report:
         if result:
             n_repeated += result.group(1) in results
             results[result.group(1)] = result.group(2)
-        running = started.group(1) if started and not result else ""
+            running = ""
+        elif started:  # what follows on this line or below comes from a dying process
+            running = started.group(1)
     announced = _ANNOUNCED.search(head)
     n_announced = int(announced.group(1)) if announced else -1
     is_complete = len(results) == n_announced and not n_repeated and "\ntest result: " in stdout

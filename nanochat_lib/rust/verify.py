@@ -239,7 +239,8 @@ class _Desk:
         unit.has_tree = parses(unit.program.source)
         level, policy = self.settings.level, unit.policy
         reason = policy.run_alone if level is Level.TEST else policy.compile_alone
-        if reason or not unit.has_tree:
+        unit.is_alone = bool(reason) or not unit.has_tree
+        if unit.is_alone:
             self._send([unit])
             return
         is_library = policy.kind == "lib" and level is not Level.CHECK
@@ -332,7 +333,10 @@ def _judge(
     units: list[Unit], folder: Path, settings: Settings, verdicts: dict[int, Verified]
 ) -> None:
     by_key = {unit.key: unit for unit in units}
-    outcome = batch.compile_batch(units, folder, settings)
+    if units[0].is_alone:
+        outcome = batch.compile_alone(units[0], folder, settings)
+    else:
+        outcome = batch.compile_batch(units, folder, settings)
     for key, verified in outcome.judged.items():
         verdicts[key] = _name_parse_error(by_key[key], verified)
     for built in outcome.built:
@@ -346,6 +350,7 @@ def _judge(
             judged, doubtful = harness.run_batch(built, settings)
             verdicts |= judged
             for number, unit in enumerate(doubtful):
+                unit.is_alone = True
                 _judge([unit], built.folder / f"alone{number}", settings, verdicts)
 
 
