@@ -32,7 +32,7 @@ from nanochat_lib.rust.verify import verify
 
 TASK_SET = PROJECT_ROOT / "nanochat_lib" / "evals" / "task_set"
 RECHECKED_ROWS = 96  # of the finished set, judged once more without the cache
-_PROGRAMS_AT_ONCE = 1024  # between two looks at `stop`
+_PROGRAMS_BETWEEN_LOOKS = 32  # at `stop`
 _CANDIDATES_PER_EXAMPLE = 4  # read from a folder for every example wanted
 
 
@@ -264,20 +264,23 @@ def _judge(
     work: Work, programs: Sequence[Program], levels: Sequence[Level], text: str
 ) -> list[Verified]:
     """Return the verdicts in the order of the programs; one level at a time."""
+
+    def on_progress(n_done: int, _: int) -> None:
+        if n_done % _PROGRAMS_BETWEEN_LOOKS == 0:
+            work.tell(text, _PROGRAMS_BETWEEN_LOOKS)
+
     verdicts: dict[int, Verified] = {}
     for level in sorted(set(levels)):
         places = [i for i, wanted in enumerate(levels) if wanted is level]
-        for first in range(0, len(places), _PROGRAMS_AT_ONCE):
-            group = places[first : first + _PROGRAMS_AT_ONCE]
-            work.tell(text)
-            found = verify(
-                [programs[i] for i in group],
-                level,
-                config=work.config.verify,
-                cache_dir=work.cache_dir,
-            )
-            verdicts.update(zip(group, found, strict=True))
-            work.tell(text, len(group))
+        found = verify(
+            [programs[i] for i in places],
+            level,
+            config=work.config.verify,
+            cache_dir=work.cache_dir,
+            on_progress=on_progress,
+        )
+        verdicts.update(zip(places, found, strict=True))
+        work.tell(text, len(places) % _PROGRAMS_BETWEEN_LOOKS)
     return [verdicts[i] for i in range(len(programs))]
 
 

@@ -44,7 +44,8 @@ _MDBOOK_EXAMPLE = re.compile(
 _BORING = re.compile(r'<span class="boring">.*?</span>', re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 _LINE_NUMBER = re.compile(r"<a [^>]*data-nosnippet[^>]*>\d+</a>")
-_ALLOW_UNUSED = re.compile(r"\A\s*#!\[allow\(unused\)\]\n")
+# Of no effect on a verdict, but a program with inner attributes must be compiled alone.
+_ALLOW_UNUSED = re.compile(r"^[ \t]*#!\[allow\((?:unused\w*|dead_code)\)\][ \t]*\n", re.MULTILINE)
 _MAIN = re.compile(r"^\s*(?:pub\s+)?(?:async\s+)?fn\s+main\s*\(", re.MULTILINE)
 _CRATE_LINE = re.compile(r"^\s*(?:#!\[|extern crate )")
 _NO_RUN_FENCE = re.compile(
@@ -64,6 +65,9 @@ MAX_SLICE_LINES = 80
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _COMMENT = re.compile(r"//[^\n]*")
+_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\s*::")
+# A top-level item that a slice can start from; parsing is what slicing costs.
+_ROOT_LINE = re.compile(r"^(?:pub[^\n]* )?(?:[a-z]+ )*(?:fn|struct|enum) ", re.MULTILINE)
 _ROOT_KINDS = frozenset({"function_item", "struct_item", "enum_item"})
 _NAMED_KINDS = _ROOT_KINDS | {
     "const_item", "static_item", "type_item", "trait_item", "union_item", "macro_definition",
@@ -196,9 +200,13 @@ class Slice:
 class _Item:
     position: int
     kind: str
-    name: str  # of an `impl`: the type it is for; of a `use`: ""
+    names: frozenset[str]  # what it defines or brings into scope; of an `impl`: the type it is for
     text: str
     words: frozenset[str] = field(repr=False)
+
+    @property
+    def is_use(self) -> bool:
+        return self.kind == "use_declaration"
 
 
 def library_source(text: str, crate: str) -> str:
@@ -212,43 +220,40 @@ def library_source(text: str, crate: str) -> str:
 
 def self_contained_slices(source: str) -> Iterator[Slice]:
     """Yield the slices of a file in file order; an item that an earlier slice holds is no root."""
+    if not _ROOT_LINE.search(source):
+        return
     items = _items(source)
     covered: set[int] = set()
     for item in items:
-        if item.kind not in _ROOT_KINDS or item.name == "main" or item.position in covered:
+        if item.kind not in _ROOT_KINDS or "main" in item.names or item.position in covered:
             continue
         chosen = _closure(item, items)
+        n_lines = sum(part.text.count("\n") + 2 for part in chosen)
+        if not MIN_SLICE_LINES < n_lines <= MAX_SLICE_LINES:
+            continue
         text = _write_out(chosen)
-        n_lines = text.count("\n") + 1
-        if MIN_SLICE_LINES <= n_lines <= MAX_SLICE_LINES and not _OUTSIDE.search(
-            _COMMENT.sub("", text)
-        ):
+        if not _OUTSIDE.search(_COMMENT.sub("", text)):
             covered.update(part.position for part in chosen)
-            yield Slice(item.name, text + "\n")
+            yield Slice(min(item.names), text + "\n")
 
 
 def _write_out(parts: list[_Item]) -> str:
     """Join items by blank lines, `use` lines closer; in a slice the crate is the only outside."""
     text = parts[0].text
     for before, part in pairwise(parts):
-        text += ("\n\n" if before.name or part.name else "\n") + part.text
+        text += ("\n" if before.is_use and part.is_use else "\n\n") + part.text
     return _VISIBILITY.sub("pub(crate)", text)
 
 
 def _closure(root: _Item, items: list[_Item]) -> list[_Item]:
     """Return `root` and every item of the file that it names, directly or not, in file order."""
     chosen = {root.position: root}
-    wanted, seen = set(root.words), {root.name}
-    while wanted - seen:
-        seen |= wanted
-        for item in items:
-            is_named = item.name in seen if item.name else bool(_bound_names(item.text) & seen)
-            if item.position not in chosen and is_named:
-                chosen[item.position] = item
-                wanted |= item.words if item.name else set()
-    for item in items:  # the root's own `impl` blocks, when nothing else pulled them in
-        if item.kind == "impl_item" and item.name == root.name:
-            chosen.setdefault(item.position, item)
+    named = set(root.names | root.words)
+    waiting = [item for item in items if item.position != root.position]
+    while found := [item for item in waiting if not item.names.isdisjoint(named)]:
+        chosen |= {item.position: item for item in found}
+        named.update(*(item.words for item in found if not item.is_use))
+        waiting = [item for item in waiting if item.position not in chosen]
     return [chosen[position] for position in sorted(chosen)]
 
 
@@ -265,12 +270,12 @@ def _items(source: str) -> list[_Item]:
             continue
         begin = node.start_byte if start is None else start
         start = None
-        name = _name_of(node)
-        if name is None or node.has_error:
+        names = _names_of(node)
+        if not names or node.has_error:
             continue
         text = data[begin : node.end_byte].decode()
         words = frozenset(_WORD.findall(_COMMENT.sub("", text)))
-        items.append(_Item(len(items), node.type, name, text, words))
+        items.append(_Item(len(items), node.type, names, text, words))
     return items
 
 
@@ -278,19 +283,12 @@ def _is_documentation(data: bytes, node: Node) -> bool:
     return data[node.start_byte : node.start_byte + 3] in (b"///", b"/**")
 
 
-def _name_of(node: Node) -> str | None:
+def _names_of(node: Node) -> frozenset[str]:
     if node.type == "use_declaration":
-        return ""
-    if node.type == "impl_item":
-        of_type = node.child_by_field_name("type")
-        found = _WORD.search(of_type.text.decode()) if of_type else None
-        return found.group() if found else None
-    if node.type in _NAMED_KINDS:
-        return node.child_by_field_name("name").text.decode()
-    return None
-
-
-def _bound_names(use_line: str) -> set[str]:
-    """Return the names that a `use` line may bring into scope (all but leading path segments)."""
-    without_paths = re.sub(r"[A-Za-z_][A-Za-z0-9_]*\s*::", " ", _COMMENT.sub("", use_line))
-    return set(_WORD.findall(without_paths)) - {"use", "pub", "as", "self"}
+        # All but leading path segments: more than the names bound, never fewer.
+        names = _WORD.findall(_PATH.sub(" ", _COMMENT.sub("", node.text.decode())))
+        return frozenset(names) - {"use", "pub", "as", "self"}
+    inner = None
+    if node.type in _NAMED_KINDS or node.type == "impl_item":
+        inner = node.child_by_field_name("type" if node.type == "impl_item" else "name")
+    return frozenset(_WORD.findall(inner.text.decode())[:1]) if inner else frozenset()

@@ -46,8 +46,8 @@ _INTEGERS = (
     "n_tests", "cyclomatic_complexity", "n_lines", "explicit_lifetimes", "unsafe_blocks",
     "max_nesting",
 )  # fmt: skip
-# libtest prints the number of the thread that panicked, which differs from run to run.
-_THREAD_NUMBER = re.compile(r"(thread '[^']*') \(\d+\)")
+# What differs between two equal runs: libtest's number of a thread, the module a batch gave.
+_RUN_MARKS = re.compile(r"(?<=') \(\d+\)|\bp\d{4}_[0-9a-f]{12}::")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,9 @@ def summarise(
         },
         "sandbox": next((v.sandbox for v in (*verdicts, *tiny_verdicts) if v.sandbox), ""),
         "n_unjudged": sum(v.verdict is Verdict.UNJUDGED for v in (*verdicts, *tiny_verdicts)),
-        "verify_cpu_s": round(sum(v.cpu_ms for v in (*verdicts, *tiny_verdicts)) / 1000, 2),
+        "verify_cpu_s": round(
+            sum(v.cpu_ms for v in (*verdicts, *tiny_verdicts) if not v.cached) / 1000, 2
+        ),
     }
 
 
@@ -237,8 +239,8 @@ def _detail(verified: Verified) -> str:
     for found in verified.diagnostics:
         if found.level == "error":
             code = f" [{found.code}]" if found.code else ""
-            return f"line {found.line}{code}: {found.message}"
-    return _THREAD_NUMBER.sub(r"\1", verified.detail)
+            return _RUN_MARKS.sub("", f"line {found.line}{code}: {found.message}")
+    return _RUN_MARKS.sub("", verified.detail)
 
 
 def _tiny_row(task: Task, text: str) -> RustSource:
@@ -293,7 +295,7 @@ def _error_codes(verdicts: Iterable[Verified]) -> list[dict[str, Any]]:
         if first is not None and not verified.verdict.compiled:
             code = first.code or "no code"
             counts[code] += 1
-            messages.setdefault(code, first.message)
+            messages.setdefault(code, _RUN_MARKS.sub("", first.message))
     order = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return [{"code": code, "n": n, "message": messages[code]} for code, n in order]
 
