@@ -22,6 +22,8 @@ STAND_INS = Path(__file__).with_name("stand_ins.rs")
 
 # The tests call a function that only the canonical solution declares, not the prompt.
 MISSING_FUNCTION = "tests_call_undeclared_function"
+# The signature names a type that only the canonical solution declares.
+MISSING_TYPE = "prompt_names_undeclared_type"
 # The published tests are commented out, so that any program would pass them.
 TESTS_REPLACED = "tests_replaced"
 # The canonical solution of problem 32 does not end on about half of the published random inputs
@@ -51,6 +53,8 @@ mod tests {
 _CRATE_MARKS = {"rand": r"\brand::|\bRng\b", "regex": r"\bRegex\b|\bregex::", "md5": r"\bmd5::"}
 _IMPORTS = {"rand": "use rand::Rng;", "regex": "use regex::Regex;"}
 _FUNCTION = re.compile(r"\bfn\s+(\w+)")
+_TYPE = re.compile(r"\b(?:struct|enum|trait|type)\s+(\w+)")
+_WORD = re.compile(r"\w+")
 _CALL = re.compile(r"\b(\w+)\s*\(")
 
 
@@ -71,6 +75,8 @@ def humaneval_task(row: dict[str, Any]) -> Task:
     flags = [TESTS_REPLACED] if row["task_id"] in _REPLACEMENTS else []
     if set(_FUNCTION.findall(solution)) & set(_CALL.findall(tests)):
         flags.append(MISSING_FUNCTION)
+    if set(_TYPE.findall(solution)) & set(_WORD.findall(declaration)):
+        flags.append(MISSING_TYPE)
     task = Task(
         task_id=f"humaneval_x/{row['task_id']}",
         prompt=prompt,
@@ -81,6 +87,11 @@ def humaneval_task(row: dict[str, Any]) -> Task:
         flags=tuple(flags),
     )
     return with_stand_ins(task, task.canonical_solution)
+
+
+def is_flawed(task: Task) -> bool:
+    """Return whether the one function that the prompt asks for cannot pass by itself."""
+    return not {MISSING_FUNCTION, MISSING_TYPE}.isdisjoint(task.flags)
 
 
 def with_stand_ins(task: Task, completion: str) -> Task:

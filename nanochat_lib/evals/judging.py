@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.errors import WorkbenchError, nearest
 from nanochat_lib.evals.generation import Completion
-from nanochat_lib.evals.humaneval import MISSING_FUNCTION, with_stand_ins
+from nanochat_lib.evals.humaneval import is_flawed, with_stand_ins
 from nanochat_lib.evals.tasks import read_json_lines
 from nanochat_lib.records import Episode, Level, Program, Task
 from nanochat_lib.rust.programs import assemble, truncate_completion
@@ -99,11 +99,11 @@ def read_completions(path: Path) -> list[tuple[str, str]]:
 def completion_of(task: Task, text: str) -> str:
     """Cut raw generated text to the completion that is judged.
 
-    Problems whose tests call a function beyond the prompt's own keep what follows it. MultiPL-E
+    Problems that need an item beyond the prompt's own function keep what follows it. MultiPL-E
     texts may come without the closing brace, because their stop token cuts it off: the brace that
     is added here closes the function only when nothing before it does.
     """
-    if MISSING_FUNCTION in task.flags:
+    if is_flawed(task):
         return text
     ending = "\n}" if task.task_set == "multipl_e" else ""
     return truncate_completion(text + ending, task.stop_tokens)
@@ -116,7 +116,7 @@ def judge_attempts(
     cache_dir: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Episode]:
-    """Judge attempts that are cut already; equal programs are built once.
+    """Judge attempts that are cut already.
 
     Args:
         attempts: in the order the episodes shall have; samples of a task are numbered in it.
@@ -124,10 +124,8 @@ def judge_attempts(
         cache_dir: folder of the verdict cache; None: judge everything anew.
         on_progress: called with (programs judged, programs).
     """
-    sources = [_program_of(attempt).source for attempt in attempts]
-    numbers = {source: i for i, source in enumerate(dict.fromkeys(sources))}
     verified = verify(
-        [Program(program_id=str(i), source=source) for source, i in numbers.items()],
+        [_program_of(attempt) for attempt in attempts],
         Level.TEST,
         config=config.verify,
         cache_dir=cache_dir,
@@ -136,14 +134,14 @@ def judge_attempts(
     )
     seen: Counter[str] = Counter()
     episodes = []
-    for attempt, source in zip(attempts, sources, strict=True):
+    for attempt, judged in zip(attempts, verified, strict=True):
         task_id = attempt.task.task_id
         episodes.append(
             Episode(
                 task_id=task_id,
                 sample_idx=seen[task_id],
                 completion=attempt.text,
-                verified=replace(verified[numbers[source]], program_id=task_id),
+                verified=judged,
                 n_tokens=attempt.n_tokens,
                 expected_loops=attempt.expected_loops,
             )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nanochat_lib.evals.humaneval import MISSING_FUNCTION
+from nanochat_lib.evals.humaneval import is_flawed
 from nanochat_lib.evals.passk import bootstrap_interval, pass_at_k
 from nanochat_lib.records import Episode, EvalResult, Task, Verdict
 from nanochat_lib.rust.semantics import semantic_score
@@ -72,8 +72,8 @@ def result_rows(
 ) -> list[EvalResult]:
     """Return the rates of one task set: as a whole, then in the parts worth telling apart.
 
-    TinyRust is also given per level and per split, HumanEval-X also without the problems whose
-    tests call a function that their prompt does not declare.
+    TinyRust is also given per level and per split, HumanEval-X also without the problems that
+    ask for more than the function of their prompt (`humaneval.is_flawed`).
     """
     by_task = defaultdict(list)
     for episode in episodes:
@@ -92,7 +92,7 @@ def _parts(name: str, tasks: list[Task]) -> dict[str, list[Task]]:
             parts[f"{name}/level{task.level}"].append(task)
         for task in sorted(tasks, key=lambda task: task.split):
             parts[f"{name}/{task.split or 'no_split'}"].append(task)
-    fair = [task for task in tasks if MISSING_FUNCTION not in task.flags]
+    fair = [task for task in tasks if not is_flawed(task)]
     if len(fair) < len(tasks):
         parts[f"{name}/without_flagged"] = fair
     return parts
@@ -131,7 +131,7 @@ def _rates(
         ]
     rows = []
     for metric, values in table.items():
-        successes, attempts, n_correct, n_samples = np.array(values or [(0, 0, 0, 0)]).T
+        successes, attempts, n_correct, n_samples = np.array(values).reshape(-1, 4).T
         low, high = bootstrap_interval(successes, attempts)
         rows.append(
             EvalResult(

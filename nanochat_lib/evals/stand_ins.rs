@@ -164,7 +164,7 @@ mod regex {
             let mut offsets: Vec<usize> = text.char_indices().map(|(i, _)| i).collect();
             offsets.push(text.len());
             let mut found = Vec::new();
-            let mut at = 0;
+            let (mut at, mut last) = (0, None);
             while at <= symbols.len() {
                 let mut end = None;
                 let hit = self.alternatives.iter().any(|nodes| {
@@ -174,9 +174,9 @@ mod regex {
                     })
                 });
                 match end {
-                    Some(stop) if hit => {
+                    Some(stop) if hit && (stop > at || last != Some(at)) => {
                         found.push(Match { text, start: offsets[at], end: offsets[stop] });
-                        at = stop.max(at + 1);
+                        (at, last) = (stop.max(at + 1), Some(stop));
                     }
                     _ => at += 1,
                 }
