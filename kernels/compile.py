@@ -31,14 +31,16 @@ def jit(function: Callable) -> Callable:
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder or "")
     try:
-        return numba.njit(nogil=True, cache=folder is not None, error_model="numpy")(function)
+        return numba.njit(nogil=True, cache=folder is not None, error_model="numpy", _nrt=False)(
+            function
+        )
     finally:
         numba.config.CACHE_DIR = previous
 
 
 def inline(function: Callable) -> Callable:
     """Compile `function` into its callers: for helpers on vector values, which are never boxed."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return numba.njit(nogil=True, error_model="numpy", _nrt=False)(function)
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def cache_dir(callers: Path) -> Path | None:
     stamp = hashlib.sha256(numba.__version__.encode())
     for folder in (Path(__file__).parent, callers):
         for text in (path.read_bytes() for path in sorted(folder.glob("*.py"))):
-            if b"kernels.compile" in text or b"register_model" in text:
+            if b"kernels.compile" in text:
                 stamp.update(text)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     roots = [Path(os.environ["NUMBA_CACHE_DIR"])] if os.environ.get("NUMBA_CACHE_DIR") else []

@@ -56,10 +56,10 @@ def quantize(x, n_tokens, n_inputs, x_q, act_scale, x_sum):
 def accumulate(level, packed, x_q, x_sum, n_tokens, first_group, last_group, out):
     """Write int32 dot products of row groups [first_group, last_group) to out (B, N padded)."""
     for group in range(first_group, last_group):
-        token = 0
+        token = np.int64(0)  # not a literal, for which numba would compile the callees twice
         while token + 4 <= n_tokens:
-            _four_tokens(level, packed, group, 0, x_q, x_sum, token, out)
-            _four_tokens(level, packed, group, 1, x_q, x_sum, token, out)
+            for half in range(2):
+                _four_tokens(level, packed, group, half, x_q, x_sum, token, out)
             token += 4
         while token < n_tokens:
             _one_token(level, packed, group, x_q, x_sum, token, out)
@@ -165,13 +165,13 @@ def dense(weight, x, n_tokens, n_inputs, out):
     the rows beside it.
     """
     groups = weight.shape[0]
-    token = 0
+    token = np.int64(0)
     while token + 4 <= n_tokens:
         for group in range(groups):
             _dense_four_tokens(weight, group, x, token, n_inputs, out)
         token += 4
     while token < n_tokens:
-        group = 0
+        group = np.int64(0)
         while group + 4 <= groups:
             _dense_four_groups(weight, group, x, token, n_inputs, out)
             group += 4

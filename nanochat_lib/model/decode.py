@@ -32,6 +32,7 @@ class Job(NamedTuple):
 
     prompts: np.ndarray  # int64, all prompts one after another
     starts: np.ndarray  # int64 (n + 1,) where each begins
+    owners: np.ndarray  # int64, the sequence of every prompt token
     seeds: np.ndarray  # uint64 (n,)
     is_stop: np.ndarray  # bool (V,)
     tokens: np.ndarray  # int64 (n, max_new_tokens), out
@@ -48,31 +49,59 @@ class Job(NamedTuple):
 
 @jit
 def generate(level, shape, weights, state, job, first, last):
-    """Generate for sequences [first, last), which take the slots from 0 on."""
-    _read_prompts(level, shape, weights, state, job, first, last)
-    max_new_tokens = job.tokens.shape[1]
+    """Generate for sequences [first, last), which take the slots from 0 on.
+
+    Passes over the prompts come first, rows of all prompts together; then one pass per token.
+    """
+    cursor, end = job.starts[first], job.starts[last]
     while not job.interrupt[0]:
-        n_rows = 0
-        for sequence in range(first, last):
-            done = job.lengths[sequence]
-            position = job.starts[sequence + 1] - job.starts[sequence] - 1 + done
-            if done > 0 and job.is_stop[job.tokens[sequence, done - 1]]:
-                continue
-            if done == max_new_tokens or position >= job.max_seq_len:
-                continue
-            if done == 0:
-                state.token[n_rows] = job.prompts[job.starts[sequence + 1] - 1]
-            else:
-                state.token[n_rows] = job.tokens[sequence, done - 1]
+        reading = cursor < end
+        if reading:
+            n_rows, cursor = _prompt_rows(state, job, first, cursor, end)
+            threshold = ALL_LOOPS
+        else:
+            n_rows = _decode_rows(state, job, first, last)
+            threshold = job.exit_threshold
+            if n_rows == 0:
+                return
+        forward(level, shape, weights, state, n_rows, threshold)
+        if not reading:
+            cpu.dense(weights.head, state.final, n_rows, shape.d_model, state.logits)
+            for row in range(n_rows):
+                _append_token(shape, state, job, row, first + state.slot[row])
+
+
+@jit
+def _prompt_rows(state, job, first, cursor, end):
+    """Fill a pass with prompt tokens, all but the last of each; return its size and the cursor."""
+    n_rows = np.int64(0)  # a plain 0 is a literal type, and numba compiles everything below twice
+    while cursor < end and n_rows < len(state.token):
+        sequence = job.owners[cursor]
+        if cursor + 1 < job.starts[sequence + 1]:
+            state.token[n_rows] = job.prompts[cursor]
             state.slot[n_rows] = sequence - first
-            state.position[n_rows] = position
+            state.position[n_rows] = cursor - job.starts[sequence]
             n_rows += 1
-        if n_rows == 0:
-            return
-        forward(level, shape, weights, state, n_rows, job.exit_threshold)
-        cpu.dense(weights.head, state.final, n_rows, shape.d_model, state.logits)
-        for row in range(n_rows):
-            _append_token(shape, state, job, row, first + state.slot[row])
+        cursor += 1
+    return n_rows, cursor
+
+
+@jit
+def _decode_rows(state, job, first, last):
+    """Fill a pass with the latest token of every sequence that goes on; return its size."""
+    n_rows = np.int64(0)
+    for sequence in range(first, last):
+        done, end = job.lengths[sequence], job.starts[sequence + 1]
+        position = end - job.starts[sequence] - 1 + done
+        token = job.prompts[end - 1] if done == 0 else job.tokens[sequence, done - 1]
+        stopped = done > 0 and job.is_stop[token]
+        if stopped or done == job.tokens.shape[1] or position >= job.max_seq_len:
+            continue
+        state.token[n_rows] = token
+        state.slot[n_rows] = sequence - first
+        state.position[n_rows] = position
+        n_rows += 1
+    return n_rows
 
 
 @jit
@@ -89,46 +118,10 @@ def _append_token(shape, state, job, row, sequence):
 
 
 @jit
-def _read_prompts(level, shape, weights, state, job, first, last):
-    """Fill the caches with every prompt but its last token, rows of all prompts in full passes."""
-    n_rows = 0
-    for sequence in range(first, last):
-        start = job.starts[sequence]
-        for position in range(job.starts[sequence + 1] - start - 1):
-            state.token[n_rows] = job.prompts[start + position]
-            state.slot[n_rows] = sequence - first
-            state.position[n_rows] = position
-            n_rows += 1
-            if n_rows == len(state.token):
-                if job.interrupt[0]:
-                    return
-                forward(level, shape, weights, state, n_rows, ALL_LOOPS)
-                n_rows = 0
-    if n_rows > 0:
-        forward(level, shape, weights, state, n_rows, ALL_LOOPS)
-
-
-@jit
-def score(level, shape, weights, state, tokens, exit_threshold, logits):
-    """Write the logits (T, V) of one sequence, all positions, in passes of C rows."""
-    done = 0
-    while done < len(tokens):
-        n_rows = min(len(state.token), len(tokens) - done)
-        for row in range(n_rows):
-            state.token[row] = tokens[done + row]
-            state.slot[row] = 0
-            state.position[row] = done + row
-        forward(level, shape, weights, state, n_rows, exit_threshold)
-        cpu.dense(weights.head, state.final, n_rows, shape.d_model, state.logits)
-        logits[done : done + n_rows] = state.logits[:n_rows, : shape.vocab_size]
-        done += n_rows
-
-
-@jit
 def forward(level, shape, weights, state, n_rows, exit_threshold):
     """Run the loops for the rows in state.token/slot/position; results in state.final."""
     for row in range(n_rows):
-        state.hidden[row] = weights.embed[state.token[row]]
+        _copy(weights.embed[state.token[row]], shape.d_model, state.hidden[row])
         state.active[row] = row
         state.survival[row] = 1
     n_active = n_rows
@@ -143,14 +136,14 @@ def forward(level, shape, weights, state, n_rows, exit_threshold):
             return
     for i in range(n_active):
         row = state.active[i]
-        state.final[row] = state.hidden[i]
+        _copy(state.hidden[i], shape.d_model, state.final[row])
         state.exit_loop[row] = shape.n_loops
 
 
 @jit
 def _leave(shape, weights, state, loop, n_active, exit_threshold):
     """Take out the rows whose exit_cdf reaches the threshold; return how many stay."""
-    n_staying = 0
+    n_staying = np.int64(0)
     for i in range(n_active):
         row, hidden = state.active[i], state.hidden[i]
         gate = weights.gate_bias[0]
@@ -158,12 +151,12 @@ def _leave(shape, weights, state, loop, n_active, exit_threshold):
             gate += hidden[k] * weights.gate_weight[k]
         state.survival[row] *= np.float32(1) - np.float32(1) / (np.float32(1) + exp32(-gate))
         if np.float32(1) - state.survival[row] >= exit_threshold:
-            state.final[row] = hidden
+            _copy(hidden, shape.d_model, state.final[row])
             state.exit_loop[row] = loop + 1
             _share_cache(shape, state, state.slot[row], state.position[row], loop)
         else:
             if n_staying < i:
-                state.hidden[n_staying] = hidden
+                _copy(hidden, shape.d_model, state.hidden[n_staying])
             state.active[n_staying] = row
             n_staying += 1
     return n_staying
@@ -194,12 +187,13 @@ def _attention_block(level, shape, weights, state, loop, layer, n_active):
         row = state.active[i]
         slot, position = state.slot[row], state.position[row]
         k_cache, v_cache = state.k_cache[slot, loop, layer], state.v_cache[slot, loop, layer]
-        _rotate_and_store(shape, weights.rope, state.wide[i], position, k_cache, v_cache)
+        _rotate(shape, weights.rope, position, state.wide[i], state.heads[i])
+        _store(shape, position, state.wide[i], state.heads[i], k_cache, v_cache)
     for i in range(n_active):
         row = state.active[i]
         slot, position = state.slot[row], state.position[row]
         k_cache, v_cache = state.k_cache[slot, loop, layer], state.v_cache[slot, loop, layer]
-        _attend(shape, state, state.wide[i], position + 1, k_cache, v_cache, state.attended[i])
+        _attend(shape, state, state.heads[i], position + 1, k_cache, v_cache, state.attended[i])
     _linear(level, shape, weights.o, layer, state, state.attended, D, state.x_q, n_active)
     _add(state.wide, n_active, D, state.hidden)
 
@@ -232,27 +226,30 @@ def _linear(level, shape, matrix, layer, state, x, n_inputs, x_q, n_rows):
 
 
 @jit
-def _rotate_and_store(shape, rope, qkv, position, k_cache, v_cache):
-    """Turn q and k of a row by its position (interleaved pairs), in place; k and v to the cache."""
-    K = shape.head_size
+def _rotate(shape, rope, position, qkv, heads):
+    """Turn the interleaved pairs of every query and key by the row's position, into heads."""
     cos, sin = rope[0, position], rope[1, position]
     for head in range(shape.n_heads + shape.n_kv_heads):
-        heads = qkv[head * K : (head + 1) * K]
-        for i in range(K // 2):
-            even, odd = heads[2 * i], heads[2 * i + 1]
-            heads[2 * i] = even * cos[i] - odd * sin[i]
-            heads[2 * i + 1] = even * sin[i] + odd * cos[i]
+        source = qkv[head * shape.head_size :]
+        for i in range(shape.head_size // 2):
+            even, odd = source[2 * i], source[2 * i + 1]
+            heads[head, 2 * i] = even * cos[i] - odd * sin[i]
+            heads[head, 2 * i + 1] = even * sin[i] + odd * cos[i]
+
+
+@jit
+def _store(shape, position, qkv, heads, k_cache, v_cache):
     group, lane = position // 16, position % 16
     for head in range(shape.n_kv_heads):
-        k = qkv[(shape.n_heads + head) * K :]
-        v = qkv[(shape.n_heads + shape.n_kv_heads + head) * K :]
-        for d in range(K):
+        k = heads[shape.n_heads + head]
+        v = qkv[(shape.n_heads + shape.n_kv_heads + head) * shape.head_size :]
+        for d in range(shape.head_size):
             k_cache[head, group, d, lane] = k[d]
             v_cache[head, d // 16, position, d % 16] = v[d]
 
 
 @jit
-def _attend(shape, state, qkv, n_positions, k_cache, v_cache, out):
+def _attend(shape, state, heads, n_positions, k_cache, v_cache, out):
     """Softmax attention of one row over its first `n_positions` positions; out (D,).
 
     Both products are `cpu.dense` on the caches: positions are the lanes of k_cache, head
@@ -262,11 +259,10 @@ def _attend(shape, state, qkv, n_positions, k_cache, v_cache, out):
     per_kv = shape.n_heads // shape.n_kv_heads
     scale = np.float32(1 / np.sqrt(K))
     groups = (n_positions + 15) // 16
-    queries = qkv[: shape.n_heads * K].reshape(shape.n_heads, K)
     for kv_head in range(shape.n_kv_heads):
         first = kv_head * per_kv
         scores, weighted = state.scores[:per_kv], state.attention[:per_kv]
-        cpu.dense(k_cache[kv_head, :groups], queries[first:], per_kv, K, scores)
+        cpu.dense(k_cache[kv_head, :groups], heads[first:], per_kv, K, scores)
         for head in range(per_kv):
             row = scores[head, :n_positions]
             largest = row[0]
@@ -301,6 +297,13 @@ def _norm(x, weight, eps, n_rows, out):
         inverse = np.float32(1 / np.sqrt((sum_0 + sum_1 + sum_2 + sum_3) / n + eps))
         for k in range(n):
             target[k] = source[k] * inverse * weight[k]
+
+
+@jit
+def _copy(source, n, target):
+    """Copy n values; unlike a slice assignment, this compiles without an allocator."""
+    for k in range(n):
+        target[k] = source[k]
 
 
 @jit

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import kernels
+from kernels import cpu
 from kernels.compile import LEVELS
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
@@ -138,6 +139,7 @@ class Engine:
         job = decode.Job(
             prompts=np.array([token for prompt in prompts for token in prompt], dtype=np.int64),
             starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
+            owners=np.repeat(np.arange(len(prompts)), [len(prompt) for prompt in prompts]),
             seeds=_seeds(seed, len(prompts)),
             is_stop=np.isin(np.arange(self.config.vocab_size), list(stop_ids)),
             tokens=np.zeros((len(prompts), max_new_tokens), np.int64),
@@ -154,7 +156,9 @@ class Engine:
         self._run(job)
         return [
             Generation(
-                job.tokens[i, :n].tolist(), job.exit_loops[i, :n].tolist(), job.entropy[i, :n].tolist()
+                job.tokens[i, :n].tolist(),
+                job.exit_loops[i, :n].tolist(),
+                job.entropy[i, :n].tolist(),
             )
             for i, n in enumerate(job.lengths.tolist())
         ]
@@ -162,18 +166,21 @@ class Engine:
     def logits(
         self, tokens: Sequence[int], *, n_loops: int | None = None, exit_threshold: float = 1.0
     ) -> np.ndarray:
-        """Return the logits float32 (T, V) after every token of one sequence.
-
-        With an `exit_threshold` below 1 tokens are processed one by one, as in generation.
-        """
+        """Return the logits float32 (T, V) after every token of one sequence."""
         self._check([tokens], 1, 0.0, (0, 1.0), exit_threshold)
         shape, ids = self._shape._replace(n_loops=n_loops or self._shape.n_loops), np.array(tokens)
         if not 1 <= shape.n_loops <= self.config.n_loops:
             raise WorkbenchError(f"n_loops {n_loops} is not within 1 to {self.config.n_loops}.")
-        out = np.empty((len(ids), self.config.vocab_size), np.float32)
         threshold = float(exit_threshold) if exit_threshold < 1 else decode.ALL_LOOPS
-        arguments = (LEVELS[self.backend], shape, self._weights, self._states[0], ids)
-        decode.score(*arguments, threshold, out)
+        level, state, weights = LEVELS[self.backend], self._states[0], self._weights
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        for start in range(0, len(ids), len(state.token)):
+            n = min(len(state.token), len(ids) - start)
+            state.token[:n], state.slot[:n] = ids[start : start + n], 0
+            state.position[:n] = np.arange(start, start + n)
+            decode.forward(level, shape, weights, state, n, threshold)
+            cpu.dense(weights.head, state.final, n, shape.d_model, state.logits)
+            out[start : start + n] = state.logits[:n, : self.config.vocab_size]
         return out
 
     def _run(self, job: decode.Job) -> None:

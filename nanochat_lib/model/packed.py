@@ -83,6 +83,7 @@ class State(NamedTuple):
     normed: np.ndarray  # float32 (C, D)
     wide: np.ndarray  # float32 (C, widest product)
     product: np.ndarray  # float32 (C, D padded)
+    heads: np.ndarray  # float32 (C, H + H_kv, K): queries and keys, turned
     attended: np.ndarray  # float32 (C, D)
     gated: np.ndarray  # float32 (C, F)
     scores: np.ndarray  # float32 (H, T padded)
@@ -171,6 +172,7 @@ def new_state(config: ModelConfig, max_seq_len: int, n_slots: int) -> State:
         normed=_zeros(C, D),
         wide=_zeros(C, widest),
         product=_zeros(C, _up(D)),
+        heads=_zeros(C, config.n_heads + config.n_kv_heads, K),
         attended=_zeros(C, D),
         gated=_zeros(C, F),
         scores=_zeros(config.n_heads, T),
