@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = Path(__file__).parent / "fixtures" / "hostile"
 SECRET = "the-secret-of-the-host-5ec7e7"
 LIMITS = Limits(cpu_s=0.5, wall_s=60, memory_mib=512, output_kib=64, file_mib=16, n_processes=32)
-COMPILE = Limits(cpu_s=0.8, wall_s=90, memory_mib=2048, output_kib=64, file_mib=64)
+COMPILE = Limits(cpu_s=0.5, wall_s=90, memory_mib=2048, output_kib=64, file_mib=64)
 needs_landlock = pytest.mark.skipif(
     sandbox.sandbox_level() != "landlock+seccomp", reason="Landlock or seccomp is missing here"
 )
@@ -56,7 +57,11 @@ RUN_ENDS = {
     "x32_system_calls", "shared_memory", "find_descriptors", "read_environment", "read_stdin",
     "type_for_the_user", "watch_files",
 ), "exit")  # fmt: skip
-OTHER_LIMITS = {"sleep_forever": {"wall_s": 0.4}, "memory_bomb": {"cpu_s": 20}}
+OTHER_LIMITS = {
+    "sleep_forever": {"wall_s": 0.4},
+    "memory_bomb": {"cpu_s": 20},
+    "error_flood": {"cpu_s": 20},
+}
 HELPERS = {"main", "run_escaped"}
 
 # Here "exit" comes with an exit code other than 0: rustc refuses.
@@ -204,11 +209,12 @@ def test_hostile_program_is_contained(name, host, hostile_binary, tmp_path, monk
 def test_hostile_source_is_contained(name, host, tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_SECRET", SECRET)
     source = shutil.copy(HOSTILE / f"compile_{name}.rs", tmp_path)
+    limits = dataclasses.replace(COMPILE, **OTHER_LIMITS.get(name, {}))
     before = host.state()
     done = run_sandboxed(
         [find_toolchain().rustc, "--edition", "2021", "--crate-type", "cdylib", "-Awarnings",
          source],
-        work_dir=tmp_path, profile="compile", limits=COMPILE, env={"VICTIM": str(host.secret)},
+        work_dir=tmp_path, profile="compile", limits=limits, env={"VICTIM": str(host.secret)},
     )  # fmt: skip
     assert_contained(done, host, before, tmp_path)
     assert done.ended in COMPILE_ENDS[name], done
@@ -349,6 +355,20 @@ def test_dead_launcher_is_an_error_and_the_next_call_works(tmp_path):
     launcher.process.kill()
     launcher.process.wait()
     with pytest.raises(SandboxError, match="launcher"):
+        run_sandboxed(["/bin/true"], **arguments)
+    assert run_sandboxed(["/bin/true"], **arguments).returncode == 0
+
+
+def test_killed_waiting_child_is_not_the_programs_fault(tmp_path):
+    arguments = {"work_dir": tmp_path, "profile": "run", "limits": LIMITS}
+    run_sandboxed(["/bin/true"], **arguments)
+    launcher = sandbox._pool().idle[sandbox.sandbox_level(), "run"][-1]
+    children = Path(f"/proc/{launcher.process.pid}/task/{launcher.process.pid}/children")
+    wait_until(children.read_text)
+    (child,) = map(int, children.read_text().split())
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{child}/stat").read_text().split()[2] == "Z")
+    with pytest.raises(SandboxError, match="waited"):
         run_sandboxed(["/bin/true"], **arguments)
     assert run_sandboxed(["/bin/true"], **arguments).returncode == 0
 

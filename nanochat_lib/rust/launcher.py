@@ -40,9 +40,8 @@ def serve(control: socket.socket, level: str, profile: str) -> None:
         while True:
             child = _fork_ahead(level, profile)
             (length,) = struct.unpack("I", _receive(control, 4))
-            answer, *outputs = _run(child, _receive(control, length), profile, control)
-            if level == "bubblewrap":
-                answer["returncode"] = _inner_code(answer["returncode"])
+            request = json.loads(_receive(control, length)) | {"level": level, "profile": profile}
+            answer, *outputs = _run(child, request, control)
             header = json.dumps(answer).encode()
             control.sendall(struct.pack("I", len(header)) + header + b"".join(outputs))
 
@@ -94,18 +93,16 @@ def _fork_ahead(level: str, profile: str) -> _Child:
     return _Child(pid, request, *ours)
 
 
-def _run(
-    child: _Child, request: bytes, profile: str, control: socket.socket
-) -> tuple[dict, bytes, bytes]:
+def _run(child: _Child, request: dict, control: socket.socket) -> tuple[dict, bytes, bytes]:
     """Start a program, watch it until it ends or passes a limit, and leave nothing of it."""
     started, spent = time.monotonic(), _children_cpu_s()
     try:
-        with contextlib.suppress(BrokenPipeError), open(child.request, "wb") as pipe:
-            pipe.write(request)
-        failed = _read_all(child.status)
-        program = _Program(child, json.loads(request)["limits"], profile, started)
+        failed = _send(child.request, request) or _read_all(child.status)
+        program = _Program(child, request, started)
         reason = "" if failed else program.watch(control)
         code = _end(child.pid)
+        if request["level"] == "bubblewrap" and 128 < code < 128 + signal.NSIG:
+            code = 128 - code  # it says so when signal n ended the program
         reason = program.drain() or reason
     finally:
         for fd in (child.out, child.err, child.status):
@@ -121,6 +118,16 @@ def _run(
         "sizes": [len(stdout), len(stderr)],
     }
     return answer, stdout, stderr
+
+
+def _send(fd: int, request: dict) -> bytes:
+    """Give the waiting child its request; return why that failed, or nothing."""
+    try:
+        with open(fd, "w") as pipe:
+            json.dump(request, pipe)
+    except BrokenPipeError:
+        return b"the process that waited for it was killed"
+    return b""
 
 
 def _children_cpu_s() -> float:
@@ -156,17 +163,17 @@ def _become(request_fd: int, writers: list[int], level: str, profile: str) -> No
             signal.signal(name, signal.SIG_DFL)
         if level == "landlock+seccomp":
             confine.restrict_calls(confine.seccomp_program(profile, os.getpid()))
-        _start(json.loads(_read_all(request_fd)), level, profile)
+        _start(json.loads(_read_all(request_fd)))
     except (OSError, ValueError) as error:
         os.write(_STATUS_FD, str(error).encode()[:4000])
     finally:
         os._exit(127)
 
 
-def _start(request: dict, level: str, profile: str) -> None:
+def _start(request: dict) -> None:
     os.chdir(request["work_dir"])
-    confine.limit_resources(request["limits"], profile)
-    if level == "landlock+seccomp":
+    confine.limit_resources(request["limits"], request["profile"])
+    if request["level"] == "landlock+seccomp":
         confine.restrict_files(request["rules"])
     os.execve(request["argv"][0], request["argv"], request["env"])
 
@@ -184,8 +191,9 @@ def _memory_file(data: bytes) -> int:
 class _Program:
     """A started program, its limits, and what it has printed so far."""
 
-    def __init__(self, child: _Child, limits: dict, profile: str, started: float) -> None:
-        self.pid, self.limits, self.profile, self.started = child.pid, limits, profile, started
+    def __init__(self, child: _Child, request: dict, started: float) -> None:
+        self.pid, self.started = child.pid, started
+        self.limits, self.profile = request["limits"], request["profile"]
         self.outputs = {child.out: bytearray(), child.err: bytearray()}
         for fd in self.outputs:
             os.set_blocking(fd, False)
@@ -297,11 +305,6 @@ def _children() -> list[int]:
             return [int(pid) for pid in file.read().split()]
     except OSError:
         return []
-
-
-def _inner_code(code: int) -> int:
-    """Translate bubblewrap's 128 + n, which says that signal n ended the program."""
-    return 128 - code if 128 < code < 128 + signal.NSIG else code
 
 
 def _reason(code: int, cpu_s: float, limits: dict, stderr: bytes) -> str:
