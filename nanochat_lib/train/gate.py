@@ -57,4 +57,4 @@ def _gate_step(model: LoopLM, tokens: torch.Tensor, optimizer: torch.optim.Optim
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())

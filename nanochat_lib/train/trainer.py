@@ -190,9 +190,9 @@ class Trainer:
                     entropy_objective=self.plan.entropy_objective,
                 )
             (loss.total * share).backward()
-            total += float(loss.total) * share
+            total += float(loss.total.detach()) * share
             task += float(loss.task) * share
-            entropy_term += float(loss.entropy_term) * share
+            entropy_term += float(loss.entropy_term.detach()) * share
             pdf = pdf + loss.pdf_mean * share
         values = {Metric.LOSS: total, Metric.TASK_LOSS: task, Metric.ENTROPY_TERM: entropy_term}
         depth = exit_metrics(pdf[:, None])
