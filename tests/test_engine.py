@@ -1,0 +1,333 @@
+"""The engine against the torch model, and early exit against a plain NumPy model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nanochat_lib.config import ModelConfig
+from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.engine import Engine
+from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.sampling import exp32, sample, uniform
+
+SMALL = {
+    "vocab_size": 300, "d_model": 48, "n_layers": 2, "n_loops": 3, "n_heads": 4, "n_kv_heads": 2,
+    "d_ff": 72, "max_seq_len": 96,
+}  # fmt: skip
+
+
+def small_model(**changes) -> LoopLM:
+    """Return a model whose logits and exits vary: the fresh head and gate are nearly constant."""
+    model = LoopLM(ModelConfig(**(SMALL | changes)), seed=1).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        model.head.weight.normal_(std=0.4, generator=generator)
+        model.embed.weight.normal_(std=1.0, generator=generator)
+        model.exit_gate.weight.normal_(std=0.4, generator=generator)
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_torch_thread():
+    """Tiny products on many threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Engine.from_model(model, max_batch=8, threads=2)
+
+
+def some_prompts(n: int, longest: int = 40, vocab_size: int = 300) -> list[list[int]]:
+    rng = np.random.default_rng(11)
+    return [rng.integers(0, vocab_size, rng.integers(1, longest)).tolist() for _ in range(n)]
+
+
+@torch.no_grad()
+def torch_logits(model: LoopLM, tokens: list[int], n_loops: int | None = None) -> np.ndarray:
+    output = model(torch.tensor([tokens]), n_loops)
+    return model.logits(output.hidden[-1])[0].numpy()
+
+
+def is_greedy(model: LoopLM, prompt: list[int], tokens: list[int]) -> bool:
+    """Return whether torch, reading prompt and tokens at once, would have chosen each token."""
+    choices = torch_logits(model, [*prompt, *tokens[:-1]]).argmax(axis=1)
+    return choices[len(prompt) - 1 :].tolist() == tokens
+
+
+def relative_errors(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return per position the largest difference over the largest logit."""
+    return np.abs(found - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
+
+
+@pytest.mark.parametrize("n_loops", [1, 2, 3])
+def test_logits_equal_the_torch_model_at_every_depth(model, engine, n_loops):
+    """Most positions agree to 1e-5. Float rounding differs, so now and then an activation lies on
+    the other side of a half and its code is one off, which later positions of a sequence see:
+    hence many short sequences, and a loose bound on the worst.
+    """
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(40):
+        tokens = rng.integers(0, 300, 6).tolist()
+        wanted = torch_logits(model, tokens, n_loops)
+        errors.extend(relative_errors(engine.logits(tokens, n_loops=n_loops), wanted))
+    assert np.median(errors) < 1e-6
+    assert np.mean(np.array(errors) < 1e-5) > 0.85
+    assert max(errors) < 0.1
+
+
+@pytest.mark.parametrize("changes", [{"n_kv_heads": 4}, {"n_kv_heads": 1}, {"d_model": 64}])
+def test_float_model_logits_equal_torch_closely(changes):
+    """Without quantisation nothing can flip: every position agrees."""
+    model = small_model(ternary=False, **changes)
+    tokens = np.random.default_rng(1).integers(0, 300, 70).tolist()
+    found = Engine.from_model(model, max_batch=1, threads=1).logits(tokens)
+    assert relative_errors(found, torch_logits(model, tokens)).max() < 1e-4
+
+
+def test_greedy_text_is_that_of_the_torch_model(model, engine):
+    prompts = some_prompts(6, longest=30)
+    found = engine.generate(prompts, max_new_tokens=30, temperature=0.0)
+    for prompt, generation in zip(prompts, found, strict=True):
+        assert len(generation.tokens) == 30
+        assert is_greedy(model, prompt, generation.tokens)
+        assert generation.exit_loops == [3] * 30
+
+
+def test_token_entropy_is_that_of_the_distribution(model, engine):
+    prompt = some_prompts(1)[0]
+    generation = engine.generate([prompt], max_new_tokens=1, temperature=0.5, top_k=2)[0]
+    log_p = torch.log_softmax(torch.from_numpy(torch_logits(model, prompt)[-1]).double(), dim=0)
+    assert math.isclose(
+        generation.token_entropy[0], float(-(log_p.exp() * log_p).sum()), rel_tol=1e-3
+    )
+
+
+class PlainLoopLM:
+    """One token at a time in NumPy float64, with the early exit and the shared cache spelled out.
+
+    Independent of the engine: no packing, no batching, no compaction, lists as caches.
+    """
+
+    def __init__(self, model: LoopLM):
+        self.config = model.config
+        self.w = {name: value.double().numpy() for name, value in model.state_dict().items()}
+        self.cache: dict[tuple[int, int], list] = {
+            (r, i): [] for r in range(self.config.n_loops) for i in range(self.config.n_layers)
+        }
+
+    def _norm(self, x, name):
+        return x / np.sqrt(np.mean(x * x) + self.config.norm_eps) * self.w[name]
+
+    def _turn(self, heads, position):
+        half = np.arange(self.config.head_size // 2)
+        angle = position * self.config.rope_base ** (-2 * half / self.config.head_size)
+        turned = (heads[:, ::2] + 1j * heads[:, 1::2]) * np.exp(1j * angle)
+        return np.stack([turned.real, turned.imag], axis=-1).reshape(heads.shape)
+
+    def _layer(self, x, loop, layer, position):
+        c, prefix = self.config, f"layers.{layer}."
+        w = {k.split(".")[2]: v for k, v in self.w.items() if k.startswith(prefix)}
+        normed = self._norm(x, f"layers.{layer}.attn_norm.weight")
+        q, k, v = ((w[name] @ normed).reshape(-1, c.head_size) for name in ("q", "k", "v"))
+        history = self.cache[loop, layer]
+        history.append((self._turn(k, position), v))
+        attended = []
+        for head, query in enumerate(self._turn(q, position)):
+            kv_head = head // (c.n_heads // c.n_kv_heads)
+            scores = np.array([keys[kv_head] @ query for keys, _ in history]) / c.head_size**0.5
+            weight = np.exp(scores - scores.max())
+            values = np.array([values[kv_head] for _, values in history])
+            attended.append(weight / weight.sum() @ values)
+        x = x + w["o"] @ np.concatenate(attended)
+        normed = self._norm(x, f"layers.{layer}.ffn_norm.weight")
+        gate, up = w["gate"] @ normed, w["up"] @ normed
+        return x + w["down"] @ (gate / (1 + np.exp(-gate)) * up)
+
+    def read(self, token: int, position: int, threshold: float) -> tuple[np.ndarray, int]:
+        """Return the logits after one token and the loop (from 1) at which it left."""
+        x, survival = self.w["embed.weight"][token], 1.0
+        for loop in range(self.config.n_loops):
+            for layer in range(self.config.n_layers):
+                x = self._layer(x, loop, layer, position)
+            x = self._norm(x, "final_norm.weight")
+            gate = float(self.w["exit_gate.weight"][0] @ x + self.w["exit_gate.bias"][0])
+            survival *= 1 - 1 / (1 + math.exp(-gate))
+            if loop + 1 == self.config.n_loops or 1 - survival >= threshold:
+                break
+        for later in range(loop + 1, self.config.n_loops):
+            for layer in range(self.config.n_layers):
+                self.cache[later, layer].append(self.cache[loop, layer][-1])
+        return self.w["head.weight"] @ x, loop + 1
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.6, 0.8, 1.0])
+def test_early_exit_skips_loops_and_shares_the_last_cache(threshold):
+    """Prompts run all loops, generated tokens leave early; later tokens read shared caches."""
+    model = small_model(ternary=False)
+    engine = Engine.from_model(model, max_batch=4, threads=2)
+    prompts = some_prompts(5, longest=12)
+    found = engine.generate(prompts, max_new_tokens=25, temperature=0, exit_threshold=threshold)
+    depths = set()
+    for prompt, generation in zip(prompts, found, strict=True):
+        plain = PlainLoopLM(model)
+        for position, token in enumerate(prompt[:-1]):
+            plain.read(token, position, threshold=2.0)
+        token = prompt[-1]
+        for i in range(25):
+            logits, depth = plain.read(token, len(prompt) - 1 + i, threshold)
+            token = int(logits.argmax())
+            assert (generation.tokens[i], generation.exit_loops[i]) == (token, depth), i
+            depths.add(depth)
+    assert depths == ({3} if threshold == 1 else {1, 2, 3} if threshold > 0.5 else depths)
+
+
+def test_text_does_not_depend_on_the_batch_or_the_threads(model, engine):
+    prompts = some_prompts(20)
+    settings = {"max_new_tokens": 20, "temperature": 1.0, "exit_threshold": 0.6, "top_p": 0.95}
+    seeds = [1000 + i for i in range(20)]
+    together = engine.generate(prompts, seed=seeds, **settings)
+    backwards = engine.generate(prompts[::-1], seed=seeds[::-1], **settings)[::-1]
+    assert together == backwards
+    single = Engine.from_model(model, max_batch=1, threads=1)
+    for i in (0, 7, 19):
+        assert single.generate([prompts[i]], seed=[seeds[i]], **settings)[0] == together[i]
+    assert together != engine.generate(prompts, seed=5, **settings)
+    assert engine.generate(prompts, seed=5, **settings) == engine.generate(
+        prompts, seed=5, **settings
+    )
+
+
+def test_prompts_longer_than_a_pass_are_read_in_pieces(model):
+    """70 prompt tokens, 32 rows to a pass: the same text as reading them by torch at once."""
+    prompt = np.random.default_rng(3).integers(0, 300, 70).tolist()
+    found = Engine.from_model(model, max_batch=2, threads=1).generate(
+        [prompt, prompt[:50]], max_new_tokens=10, temperature=0
+    )
+    assert is_greedy(model, prompt, found[0].tokens)
+    assert is_greedy(model, prompt[:50], found[1].tokens)
+
+
+def test_stop_tokens_end_a_sequence_and_are_kept(engine):
+    prompts = some_prompts(4)
+    free = engine.generate(prompts, max_new_tokens=15, temperature=1.0, seed=3)
+    stop = free[0].tokens[6]
+    stopped = engine.generate(
+        prompts, max_new_tokens=15, temperature=1.0, seed=3, stop_ids=frozenset({stop})
+    )
+    for before, after in zip(free, stopped, strict=True):
+        n = before.tokens.index(stop) + 1 if stop in before.tokens else 15
+        assert after.tokens == before.tokens[:n]
+        assert len(after.exit_loops) == len(after.token_entropy) == n
+
+
+def test_generation_ends_when_the_sequence_is_full(engine):
+    full = [5] * 96
+    lengths = [
+        len(g.tokens)
+        for g in engine.generate([full, full[:90]], max_new_tokens=50, temperature=1.0)
+    ]
+    assert lengths == [1, 7]
+
+
+def test_reload_gives_the_text_of_the_new_weights(model):
+    engine = Engine.from_model(model, max_batch=2, threads=1)
+    prompts = some_prompts(2)
+    other = small_model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1).add_(0.01)
+    before = engine.generate(prompts, max_new_tokens=10, temperature=0)
+    engine.reload(other)
+    fresh = Engine.from_model(other, max_batch=2, threads=1)
+    after = engine.generate(prompts, max_new_tokens=10, temperature=0)
+    assert after == fresh.generate(prompts, max_new_tokens=10, temperature=0)
+    engine.reload(model)
+    assert engine.generate(prompts, max_new_tokens=10, temperature=0) == before
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "temperature"),
+    [(0, 1.0, 1.0), (0, 1.0, 0.7), (3, 1.0, 1.0), (0, 0.6, 1.3), (5, 0.7, 1.0), (1, 1.0, 1.0)],
+)
+def test_sampled_frequencies_are_those_of_the_distribution(top_k, top_p, temperature):
+    """20,000 draws against the distribution written with a sort; chi-square at 1e-6."""
+    logits = np.random.default_rng(4).standard_normal(12).astype(np.float32) * 1.5
+    p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    order = np.argsort(-p)
+    kept = order[: top_k or 12]
+    mass = np.cumsum(p[kept]) / p[kept].sum()
+    kept = kept[: int(np.searchsorted(mass, top_p - 1e-12)) + 1]
+    wanted = np.zeros(12)
+    wanted[kept] = p[kept] / p[kept].sum()
+    scratch = np.empty(12, np.float32), np.empty(12, np.float32)
+    draws = [
+        sample(logits, temperature, top_k, top_p, uniform(np.uint64(9), i), *scratch)
+        for i in range(20_000)
+    ]
+    counts = np.bincount(draws, minlength=12)
+    assert not counts[wanted == 0].any()
+    expected = wanted[kept] * len(draws)
+    chi_square = ((counts[kept] - expected) ** 2 / expected).sum()
+    degrees = len(kept) - 1
+    assert chi_square <= degrees + 7 * math.sqrt(2 * degrees) + 25 * (degrees > 0)
+
+
+def test_exp32_agrees_with_float64():
+    x = np.linspace(-86, 87, 4001).astype(np.float32)
+    found = np.array([exp32(value) for value in x], dtype=np.float64)
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=3e-7)
+
+
+def test_no_prompts_give_no_generations(engine):
+    assert engine.generate([], max_new_tokens=5, temperature=1.0) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"prompts": [[1], []]}, "Prompt 1 has 0 tokens"),
+        ({"prompts": [[1] * 97]}, "Prompt 0 has 97 tokens"),
+        ({"prompts": [[300]]}, "another tokenizer"),
+        ({"prompts": [[-1]]}, "another tokenizer"),
+        ({"max_new_tokens": 0}, "max_new_tokens must lie"),
+        ({"temperature": -1.0}, "temperature must lie"),
+        ({"temperature": float("nan")}, "temperature must lie"),
+        ({"top_p": 0.0}, "top_p must lie"),
+        ({"top_k": -1}, "top_k must lie"),
+        ({"exit_threshold": 1.5}, "exit_threshold must lie"),
+        ({"seed": [1, 2]}, "2 seeds were given for 1 prompts"),
+    ],
+)
+def test_bad_arguments_are_refused(engine, changes, reason):
+    arguments = {"prompts": [[1]], "max_new_tokens": 3, "temperature": 1.0} | changes
+    with pytest.raises(WorkbenchError, match=reason):
+        engine.generate(**arguments)
+
+
+def test_bad_models_are_refused(model, engine):
+    broken = small_model()
+    with torch.no_grad():
+        broken.layers[1].up.weight[3, 4] = float("nan")
+    with pytest.raises(WorkbenchError, match=r"layers\.1\.up\.weight holds NaN"):
+        Engine.from_model(broken, max_batch=1, threads=1)
+    with pytest.raises(WorkbenchError, match="cannot take"):
+        engine.reload(small_model(n_loops=2))
+    with pytest.raises(WorkbenchError, match="exceeds the model's 96"):
+        Engine.from_model(model, max_seq_len=97)
+    with pytest.raises(WorkbenchError, match="at least 1"):
+        Engine.from_model(model, max_batch=0)
