@@ -16,7 +16,7 @@ from nanochat_lib.evals.humaneval import (
     humaneval_task,
     with_stand_ins,
 )
-from nanochat_lib.evals.judging import canonical_completions, completion_of, judge_completions
+from nanochat_lib.evals.judging import canonical_completions, cut_completion, judge_completions
 from nanochat_lib.evals.tasks import load_tasks
 from nanochat_lib.records import Program, Task, Verdict
 from nanochat_lib.rust.verify import verify
@@ -107,8 +107,8 @@ def test_a_problem_with_a_missing_function_keeps_what_follows_its_first() -> Non
     solution = "\n    0\n}\nfn count_all(text: &str) -> usize {\n    text.len()\n}\n"
     task = humaneval_task({**ROW, "test": tests, "canonical_solution": solution})
     assert task.flags == (MISSING_FUNCTION,)
-    assert completion_of(task, solution) == solution
-    assert completion_of(humaneval_task(ROW), solution) == "\n    0\n}"
+    assert cut_completion(task, solution) == solution
+    assert cut_completion(humaneval_task(ROW), solution) == "\n    0\n}"
 
 
 def test_md5_equals_the_known_digest() -> None:

@@ -17,7 +17,7 @@ from nanochat_lib.data.tokenizer import train_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals import suite
 from nanochat_lib.evals.generation import Completion
-from nanochat_lib.evals.judging import completion_of, judge_completions, read_completions
+from nanochat_lib.evals.judging import cut_completion, judge_completions, read_completions
 from nanochat_lib.evals.results import failure_tables, result_rows
 from nanochat_lib.evals.samples import write_samples
 from nanochat_lib.evals.suite import choose_tasks, continuous_evaluator, evaluate, judge_file
@@ -113,7 +113,7 @@ def test_multipl_e_texts_pass_with_and_without_the_closing_brace() -> None:
     verdicts = [e.verified.verdict for e in episodes]
     assert verdicts[:3] == [Verdict.PASSED] * 3
     assert verdicts[3] != Verdict.PASSED
-    assert completion_of(task, "\n    x * 2") == "\n    x * 2\n}"
+    assert cut_completion(task, "\n    x * 2") == "\n    x * 2\n}"
 
 
 def test_rates_leave_out_what_could_not_be_judged() -> None:
@@ -294,11 +294,19 @@ def test_a_file_of_completions_is_judged_without_a_model(tmp_path: Path) -> None
     assert {row["checkpoint"] for row in result["rates"]} == {"mine"}
     canonical = judge_file(TASKS, "canonical")
     assert {row["rate"] for row in canonical["rates"]} == {1.0}
+    short = {"task_id": "001_clamp_sum", "completion": TASKS[0].canonical_solution}
+    path.write_text(json.dumps(short))
+    assert judge_file(TASKS, str(path))["n_tasks_without_completion"] == len(TASKS) - 1
+    with pytest.raises(WorkbenchError, match="no reference solutions"):
+        judge_file([replace(TASKS[0], canonical_solution="")], "canonical")
 
 
 def test_bad_files_of_completions_are_explained(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="There is no file"):
         read_completions(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(WorkbenchError, match="holds no completion"):
+        read_completions(tmp_path / "empty.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"task_id": "a", "completion": "}"}\n{"task_id": 3}\n')
     with pytest.raises(WorkbenchError, match="line 2: `task_id` and `completion`"):
         read_completions(tmp_path / "bad.jsonl")

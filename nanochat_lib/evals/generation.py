@@ -98,10 +98,10 @@ def open_writer(checkpoint: Path, *, threads: int) -> Writer:
             f"The checkpoint {checkpoint} holds no tokenizer.json, so its tokens have no meaning: "
             "evaluate a folder that a training stage wrote."
         )
-    return writer_of(loaded.model, loaded.tokenizer_path, threads=threads)
+    return make_writer(loaded.model, loaded.tokenizer_path, threads=threads)
 
 
-def writer_of(model: LoopLM, tokenizer_path: Path, *, threads: int) -> Writer:
+def make_writer(model: LoopLM, tokenizer_path: Path, *, threads: int) -> Writer:
     """Pack a model in memory for decoding."""
     from nanochat_lib.model.engine import Engine
 

@@ -32,9 +32,9 @@ class Attempt:
     expected_loops: float = 0.0
 
 
-def attempt_of(task: Task, found: Completion) -> Attempt:
+def make_attempt(task: Task, found: Completion) -> Attempt:
     """Return what a model wrote for a task, cut to the completion that is judged."""
-    text = completion_of(task, found.text)
+    text = cut_completion(task, found.text)
     return Attempt(task, text, found.n_tokens, found.expected_loops)
 
 
@@ -50,7 +50,8 @@ def judge_completions(
 
     Args:
         tasks: the tasks that may be named.
-        completions: (task id, text after the prompt); several per task are its samples.
+        completions: (task id, text after the prompt); several per task are its samples. The id
+            may lack the name of the set: `Rust/0` is `humaneval_x/Rust/0`.
         config: `verify` and `hardware.cpu_threads` are used.
         cache_dir: folder of the verdict cache; None: judge everything anew.
         truncate: cut each text after the brace that closes the function, as a model's output
@@ -59,13 +60,14 @@ def judge_completions(
     Raises:
         WorkbenchError: a task id that is not among the tasks (with the nearest one).
     """
-    by_id = {task.task_id: task for task in tasks}
+    by_id = {task.task_id.partition("/")[2]: task for task in tasks}
+    by_id |= {task.task_id: task for task in tasks}
     attempts = []
     for task_id, text in completions:
         if task_id not in by_id:
             raise WorkbenchError(f"There is no task {task_id!r}.{nearest(task_id, by_id)}")
         task = by_id[task_id]
-        attempts.append(Attempt(task, completion_of(task, text) if truncate else text))
+        attempts.append(Attempt(task, cut_completion(task, text) if truncate else text))
     return judge_attempts(attempts, config, cache_dir=cache_dir)
 
 
@@ -93,10 +95,12 @@ def read_completions(path: Path) -> list[tuple[str, str]]:
                 f"{path}, line {number}: `task_id` and `completion` must both be texts."
             )
         completions.append(values)
+    if not completions:
+        raise WorkbenchError(f"{path} holds no completion.")
     return completions
 
 
-def completion_of(task: Task, text: str) -> str:
+def cut_completion(task: Task, text: str) -> str:
     """Cut raw generated text to the completion that is judged.
 
     Problems that need an item beyond the prompt's own function keep what follows it. MultiPL-E

@@ -169,7 +169,7 @@ def episode_rows(
             "completion": episode.completion,
             "verdict": str(episode.verified.verdict),
             "codes": list(episode.verified.codes),
-            "detail": detail_of(episode),
+            "detail": explain_verdict(episode),
             "sandbox": episode.verified.sandbox,
             "n_tokens": episode.n_tokens,
             "expected_loops": episode.expected_loops,
@@ -178,7 +178,7 @@ def episode_rows(
     ]
 
 
-def detail_of(episode: Episode) -> str:
+def explain_verdict(episode: Episode) -> str:
     """Return what there is to say of a verdict: its detail, or rustc's first error."""
     errors = (d.message for d in episode.verified.diagnostics if d.level == "error")
     return episode.verified.detail or next(errors, "")
@@ -201,11 +201,12 @@ def failure_tables(rows: Rows) -> dict[str, Rows]:
         bodies[place].append(f"{row['task_id']} {''.join(row['completion'].split())}")
         for code in row["codes"]:
             codes[*place, code] += 1
-            messages.setdefault(code, row["detail"])
+            if code == row["codes"][0]:  # `detail` speaks of the first error
+                messages.setdefault(code, row["detail"])
     return {
         "verdicts": _counted(verdicts, "verdict"),
         "error_codes": [
-            {**row, "message": messages[row["code"]]} for row in _counted(codes, "code")
+            {**row, "message": messages.get(row["code"], "")} for row in _counted(codes, "code")
         ],
         "distinct_bodies": [
             {
@@ -219,7 +220,7 @@ def failure_tables(rows: Rows) -> dict[str, Rows]:
     }
 
 
-def judge_facts(rows: Rows) -> dict[str, str]:
+def name_judges(rows: Rows) -> dict[str, str]:
     """Return the sandbox levels and the compiler that judged these episode rows."""
     sandboxes = sorted({row["sandbox"] for row in rows} - {""})
     return {"sandbox": ", ".join(sandboxes), "rustc": find_toolchain().version}

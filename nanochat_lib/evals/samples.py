@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.evals.generation import open_writer
-from nanochat_lib.evals.judging import attempt_of, judge_attempts
+from nanochat_lib.evals.judging import judge_attempts, make_attempt
 from nanochat_lib.evals.suite import choose_tasks
 from nanochat_lib.evals.tasks import evaluation_sets
 from nanochat_lib.runs import write_atomic
@@ -31,7 +31,7 @@ def write_samples(config: RunConfig, folder: Path, preprocess: Path) -> list[dic
     tasks = [task for found in sets.values() for task in choose_tasks(found, N_PER_SET)]
     writer = open_writer(folder / "final", threads=config.hardware.cpu_threads)
     attempts = [
-        attempt_of(tasks[i], found)
+        make_attempt(tasks[i], found)
         for batch in writer.complete([t.prompt for t in tasks], config.eval, seed=config.seed)
         for i, found in batch
     ]

@@ -19,14 +19,15 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from nanochat_lib.config import EvalConfig, RunConfig
+from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals import results
-from nanochat_lib.evals.generation import Writer, open_writer, writer_of
+from nanochat_lib.evals.generation import Writer, make_writer, open_writer
 from nanochat_lib.evals.judging import (
     Attempt,
-    attempt_of,
     canonical_completions,
     judge_attempts,
     judge_completions,
+    make_attempt,
     read_completions,
 )
 from nanochat_lib.records import Episode, EvalResult, Metric, Task, Verdict, as_row
@@ -50,10 +51,14 @@ class _Watch:
     done: int = 0
 
     def add(self, n: int, text: str) -> None:
-        """Report progress; raise KeyboardInterrupt when a stop was asked for."""
+        """Count and report `n` programs; raise KeyboardInterrupt when a stop was asked for."""
         self.done += n
+        self.look(0, text)
+
+    def look(self, n_more: int, text: str) -> None:
+        """Report without counting; raise KeyboardInterrupt when a stop was asked for."""
         if self.progress is not None:
-            self.progress(self.done, self.total, text)
+            self.progress(self.done + n_more, self.total, text)
         if self.stop is not None and self.stop.is_set():
             raise KeyboardInterrupt
 
@@ -84,7 +89,7 @@ def evaluate(
     Returns: the content of summary.json.
     """
     chosen = {name: choose_tasks(tasks, config.eval.max_tasks) for name, tasks in task_sets.items()}
-    n_samples, _ = samples_and_ks(config.eval)
+    n_samples, _ = plan_samples(config.eval)
     n_programs = len(checkpoints) * n_samples * sum(map(len, chosen.values()))
     work = _Evaluation(config, cache_dir, _Watch(2 * n_programs, progress, stop))
     step = 0
@@ -128,7 +133,7 @@ def _in_turns(groups: list[list[Task]]) -> list[Task]:
     return [task for turn in zip_longest(*groups) for task in turn if task is not None]
 
 
-def samples_and_ks(settings: EvalConfig) -> tuple[int, tuple[int, ...]]:
+def plan_samples(settings: EvalConfig) -> tuple[int, tuple[int, ...]]:
     """Return samples per task and the k of pass@k; greedy text is the same every time: once."""
     if settings.temperature == 0:
         return 1, (1,)
@@ -153,12 +158,12 @@ class _Evaluation:
         """Let a model complete the tasks' prompts."""
         started = time.monotonic()
         settings, seed = self.config.eval, self.config.seed
-        n_samples, _ = samples_and_ks(settings)
+        n_samples, _ = plan_samples(settings)
         prompts = [task.prompt for task in tasks]
         attempts = []
         for batch in writer.complete(prompts, settings, n_samples=n_samples, seed=seed):
             for i, found in batch:
-                attempts.append(attempt_of(tasks[i], found))
+                attempts.append(make_attempt(tasks[i], found))
                 self.n_prompts_cut += found.is_prompt_cut
             self.watch.add(len(batch), "programs written")
         self.generate_s += time.monotonic() - started
@@ -166,17 +171,22 @@ class _Evaluation:
 
     def judge(self, attempts: list[Attempt]) -> list[Episode]:
         """Let rustc judge what was written."""
-        started = time.monotonic()
-        episodes = judge_attempts(attempts, self.config, cache_dir=self.cache_dir)
+        started, text = time.monotonic(), "programs judged"
+        episodes = judge_attempts(
+            attempts,
+            self.config,
+            cache_dir=self.cache_dir,
+            on_progress=lambda done, _: self.watch.look(done, text),
+        )
         self.verify_s += time.monotonic() - started
-        self.watch.add(len(attempts), "programs judged")
+        self.watch.add(len(attempts), text)
         return episodes
 
     def record(
         self, checkpoint: str, name: str, tasks: list[Task], episodes: list[Episode]
     ) -> dict[str, float]:
         """Keep one pair of checkpoint and task set; return its metrics."""
-        _, ks = samples_and_ks(self.config.eval)
+        _, ks = plan_samples(self.config.eval)
         rates = results.result_rows(checkpoint, name, tasks, episodes, ks=ks)
         self.rates += rates
         self.rows += results.episode_rows(checkpoint, name, tasks, episodes)
@@ -196,12 +206,12 @@ class _Evaluation:
             "rates": rates,
             **results.failure_tables(self.rows),
             "task_sets": self.n_tasks,
-            "n_samples": samples_and_ks(self.config.eval)[0],
+            "n_samples": plan_samples(self.config.eval)[0],
             "temperature": self.config.eval.temperature,
             "n_unjudged": sum(row["verdict"] == Verdict.UNJUDGED for row in self.rows),
             "n_prompts_cut": self.n_prompts_cut,
             "seconds": {"generate": round(self.generate_s, 2), "verify": round(self.verify_s, 2)},
-            **results.judge_facts(self.rows),
+            **results.name_judges(self.rows),
         }
         results.write_frame(rates, folder / "results.parquet", results.RESULT_SCHEMA)
         results.write_frame(self.rows, folder / "episodes.parquet", results.EPISODE_SCHEMA)
@@ -224,26 +234,33 @@ def judge_file(
         config: limits of verification; the defaults when None.
         cache_dir: folder of the verdict cache.
 
-    Returns: `rates` (EvalResult rows), `episodes` (a row per program), and the tables of
-        `results.failure_tables`. k runs over powers of two up to the samples every task has.
+    Returns: `rates` (EvalResult rows), `episodes` (a row per program), the tables of
+        `results.failure_tables`, and how many tasks had no completion. k runs over powers of two
+        up to the samples that every task has.
+
+    Raises:
+        WorkbenchError: a malformed file, an unknown task, or nothing to judge.
     """
     config = config or RunConfig()
     is_canonical = completions == "canonical"
     texts = canonical_completions(tasks) if is_canonical else read_completions(Path(completions))
+    if not texts:
+        raise WorkbenchError("The task set has no reference solutions: give a file of completions.")
     episodes = judge_completions(
         tasks, texts, config, cache_dir=cache_dir, truncate=not is_canonical
     )
     checkpoint = "canonical" if is_canonical else Path(completions).stem
     name = tasks[0].task_set
-    fewest = min(Counter(task_id for task_id, _ in texts).values(), default=1)
+    fewest = min(Counter(episode.task_id for episode in episodes).values())
     ks = [2**i for i in range(fewest.bit_length())]
     rows = results.episode_rows(checkpoint, name, tasks, episodes)
     rates = results.result_rows(checkpoint, name, tasks, episodes, ks=ks)
     return {
         "rates": [as_row(row) for row in rates],
         "episodes": rows,
+        "n_tasks_without_completion": len(tasks) - len({row["task_id"] for row in rows}),
         **results.failure_tables(rows),
-        **results.judge_facts(rows),
+        **results.name_judges(rows),
     }
 
 
@@ -267,9 +284,9 @@ def continuous_evaluator(
             writers[0].engine.reload(model)
         else:
             threads = config.hardware.cpu_threads
-            writers.append(writer_of(model, tokenizer_path, threads=threads))
+            writers.append(make_writer(model, tokenizer_path, threads=threads))
         attempts = [
-            attempt_of(tasks[i], found)
+            make_attempt(tasks[i], found)
             for batch in writers[0].complete([task.prompt for task in tasks], greedy)
             for i, found in batch
         ]
