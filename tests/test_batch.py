@@ -61,7 +61,8 @@ ALONE_TO_RUN = [
     "fn main() { unsafe {} }",
     "fn main() { std::process::exit(0) }",
     "use std::process::{self as p, exit}; fn main() { exit(0) }",
-    "macro_rules! go { ($a:ident, $b:ident) => { std::$a::$b(0) } }\nfn main() { go!(process, exit) }",
+    "macro_rules! go { ($a:ident, $b:ident) => { std::$a::$b(0) } }\n"
+    "fn main() { go!(process, exit) }",
     'fn main() { std::fs::remove_file("x").ok(); }',
     "use std::io::*; fn main() { stdout().flush(); }",
     "fn main() { std::thread::current(); }",
