@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -74,15 +75,22 @@ def test_kernels_is_our_package() -> None:
     assert Path(kernels.__file__).parent == PROJECT_ROOT / "kernels"
 
 
+def _documentable(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Yield public functions and classes, but not closures, which their function explains."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            if not child.name.startswith("_"):
+                yield child
+            if isinstance(child, ast.ClassDef):
+                yield from _documentable(child)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PROJECT_ROOT)))
 def test_public_functions_are_documented(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "module docstring"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            if any(isinstance(p, ast.FunctionDef) and node in p.body for p in ast.walk(tree)):
-                continue  # a closure
-            assert ast.get_docstring(node), f"{node.name} at line {node.lineno}"
+    for node in _documentable(tree):
+        assert ast.get_docstring(node), f"{node.name} at line {node.lineno}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PROJECT_ROOT)))
