@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import subprocess
 import tomllib
@@ -93,28 +94,29 @@ def test_public_functions_are_documented(path: Path) -> None:
         assert ast.get_docstring(node), f"{node.name} at line {node.lineno}"
 
 
+def _documented_arguments(docstring: str) -> set[str]:
+    """Return the names of an `Args:` section: the lines at its own indent, up to the next one."""
+    lines = docstring.splitlines()
+    if "Args:" not in lines:
+        return set()
+    section = lines[lines.index("Args:") + 1 :]
+    body = [line for line in itertools.takewhile(lambda x: not x or x[0] == " ", section) if line]
+    indent = min((len(line) - len(line.lstrip()) for line in body), default=0)
+    heads = [line.strip() for line in body if len(line) - len(line.lstrip()) == indent]
+    return {
+        name.strip("`* ") for head in heads if ":" in head for name in head.split(":")[0].split(",")
+    }
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PROJECT_ROOT)))
 def test_docstring_parameters_are_in_the_signature(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        section = re.search(
-            r"Args:\n((?:[ ]+.*\n?|\n)+?)(?:\n\s*\w+:\n|\Z)", ast.get_docstring(node) or ""
-        )
-        if not section:
-            continue
-        lines = section.group(1).splitlines()
-        indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
-        named = [
-            re.split(r"[,:]", line.strip())[0].strip("`* ")
-            for line in lines
-            if line.strip() and len(line) - len(line.lstrip()) == indent and ":" in line
-        ]
-        arguments = {
-            a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        }
-        arguments |= {a.arg for a in (node.args.vararg, node.args.kwarg) if a}
-        assert set(named) <= arguments, f"{node.name} documents {set(named) - arguments}"
+        if isinstance(node, ast.FunctionDef):
+            found = node.args
+            arguments = {a.arg for a in (*found.posonlyargs, *found.args, *found.kwonlyargs)}
+            arguments |= {a.arg for a in (found.vararg, found.kwarg) if a}
+            named = _documented_arguments(ast.get_docstring(node) or "")
+            assert named <= arguments, f"{node.name} documents {named - arguments}"
 
 
 def test_package_inits_hold_only_a_docstring() -> None:
