@@ -80,8 +80,9 @@ def _documentable(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
     """Yield public functions and classes, but not closures, which their function explains."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
-            if not child.name.startswith("_"):
-                yield child
+            if child.name.startswith("_"):
+                continue
+            yield child
             if isinstance(child, ast.ClassDef):
                 yield from _documentable(child)
 
