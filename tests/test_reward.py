@@ -58,7 +58,7 @@ def test_the_formula_by_hand() -> None:
 def test_counted_terms_are_capped() -> None:
     built = Verified("p", Verdict.PASSED, Level.BUILD)
     long = "fn f(x: i32) -> i32 { " + "if x > 0 { return 1; } " * 500 + "0 }"
-    assert shaped_reward(built, features(long)) == pytest.approx(0.5 + 0.02 * 10)
+    assert shaped_reward(built, features(long)) == pytest.approx(1 + 0.02 * 10)
 
 
 @pytest.mark.parametrize(

@@ -147,10 +147,12 @@ class _Run:
 
     @property
     def stdout(self) -> str:
+        """Return what the process wrote, as text."""
         return self.done.stdout.decode("utf-8", "replace")
 
     @property
     def stderr(self) -> str:
+        """Return its messages, as text."""
         return self.done.stderr.decode("utf-8", "replace")
 
 

@@ -23,7 +23,7 @@ from nanochat_lib.rust.syntax import SyntaxFeatures, features
 class RewardCoefficients:
     """Weights of the shaped reward, in units of reward."""
 
-    base: float = 0.5  # for compiling at all
+    base: float = 1.0  # for compiling at all
     complexity_bonus: float = 0.02  # per unit of cyclomatic complexity
     lifetime_bonus: float = 0.05  # per explicit lifetime in code that compiles
     unsafe_penalty: float = 0.2  # per unsafe block
@@ -44,7 +44,7 @@ def shaped_reward(
     """Return the brief's reward for a program that was built; 0 for one that does not compile.
 
     Example: compiles, complexity 3, no lifetime, one unsafe block ->
-    0.5 + 0.02 * 3 - 0.2 * 1 = 0.36.
+    1 + 0.02 * 3 - 0.2 * 1 = 0.86.
     """
     weights = coefficients or RewardCoefficients()
     if not has_compiled(verified):
