@@ -315,11 +315,6 @@ def test_shards_of_a_larger_vocabulary_are_refused(tmp_path):
         pretrain(configured(), ToyData(largest=400), tmp_path, log=Recorder())
 
 
-def test_a_sequence_longer_than_the_model_is_refused(tmp_path):
-    with pytest.raises(WorkbenchError, match=r"seq_len 32 exceeds model.max_seq_len 16"):
-        pretrain(configured(seq_len=32), ToyData(), tmp_path, log=Recorder())
-
-
 def test_resuming_with_another_model_is_refused(whole, tmp_path):
     folder, _, _ = whole
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")

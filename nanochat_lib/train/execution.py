@@ -120,7 +120,7 @@ def cpu_threads(n_threads: int) -> Iterator[int]:
     """Compute with `n_threads`, at most one for each core, inside the block; then restore.
 
     Where other programs use the cores, threads spend their time waiting for each other: 12 small
-    steps took 76 s with two threads and 0.5 s with one. So one thread is taken when it is faster.
+    steps took 76 s with two threads and about 1 s with one. So one is taken when it is faster.
     """
     before = torch.get_num_threads()
     n_threads = max(1, min(n_threads, n_cores()))

@@ -14,7 +14,6 @@ from typing import Any
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.batches import TokenData
-from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import save_checkpoint
 from nanochat_lib.model.looplm import LoopLM, count_parameters
 from nanochat_lib.runs import write_atomic
@@ -52,11 +51,6 @@ def pretrain(
         WorkbenchError: the data do not fit the model, or training diverged.
     """
     plan = config.pretrain
-    if plan.seq_len > config.model.max_seq_len:
-        raise WorkbenchError(
-            f"pretrain.seq_len {plan.seq_len} exceeds model.max_seq_len "
-            f"{config.model.max_seq_len}. Shorten the one or raise the other."
-        )
     job = Job(
         stage="pretrain",
         plan=plan,
