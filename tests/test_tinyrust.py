@@ -243,7 +243,7 @@ def test_tests_notice_a_changed_number(tmp_path: Path) -> None:
     judged = verify(mutants, Level.TEST, cache_dir=tmp_path)
     survived = sum(v.verdict is Verdict.PASSED for v in judged)
     assert len(mutants) > 100
-    assert survived / len(mutants) < 0.08, survived
+    assert survived / len(mutants) < 0.07, survived  # some mutants mean the same
 
 
 def test_a_plain_rustc_agrees(tmp_path: Path) -> None:

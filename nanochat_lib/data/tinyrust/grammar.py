@@ -248,11 +248,20 @@ def integer_inputs(constants: tuple[int, ...] = ()) -> Callable[[Random], list[t
 
 
 def slice_inputs(constants: tuple[int, ...] = ()) -> Callable[[Random], list[tuple]]:
-    """Return a drawer of single slices: the empty one, the edges, and others."""
+    """Return a drawer of single slices: the empty one, the edges together and alone, others.
+
+    The edges alone matter: among others a wrong bound often hides (in a maximum, say).
+    """
 
     def draw(rng: Random) -> list[tuple]:
         edges = [c + d for c in constants for d in (-1, 0, 1)] or [-2, -1, 0, 1, 2]
-        return [([],), (edges,), *((numbers_near(rng, constants, n),) for n in (1, 3, 5, 7))]
+        alone = [([edge],) for edge in dict.fromkeys(edges)]
+        return [
+            ([],),
+            (edges,),
+            *alone,
+            *((numbers_near(rng, constants, n),) for n in (1, 3, 5, 7)),
+        ]
 
     return draw
 

@@ -332,7 +332,9 @@ def multiples(rng: Random) -> Sketch:
             f"let mut result = Vec::new();\nfor x in {start}..=n {{\n"
             f"    result.push({op.of('x')});\n}}\nresult",
         ),
-        inputs=lambda rng: [(start + d,) for d in (-1, 0, 1, 4, 6)],
+        inputs=lambda rng: [
+            (start + d,) for d in (-1, 0, 1, 4, max([6, *(c + 1 - start for c in op.constants)]))
+        ],
         reference=lambda n: [op.apply(x) for x in range(start, n + 1)],
         composition=("sequence", op.key),
         parameters=(kind, start, *op.constants),

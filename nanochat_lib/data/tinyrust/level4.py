@@ -282,8 +282,9 @@ def generic_count(rng: Random) -> Sketch:
         ),
         test_types=(f"&[{kind}]", f"&{kind}", "bool"),
         inputs=lambda rng: [
-            ([rng.choice(pool) for _ in range(n)], _target(rng.choice(pool), kind))
-            for n in (0, c, c + 1, 2 * c, 3 * c, 4 * c + 1)
+            ([value] * n + [pool[1]] * (c - 1), _target(pool[1], kind))
+            for value in pool
+            for n in (0, 1, c - 1, c, c + 1)
         ],
         reference=lambda values, target: holds(sum(relation(x, target) for x in values)),
         composition=(key, how),

@@ -59,7 +59,9 @@ def digit_sum(rng: Random) -> Sketch:
             f"let mut n = n;\nlet mut total = 0;\nwhile n > 0 {{\n    let x = n % {base};\n"
             f"    total += {op.of('x')};\n    n /= {base};\n}}\ntotal",
         ),
-        inputs=lambda rng: [(n,) for n in (0, 1, base, base + 3, *rng.sample(range(9999), 4))],
+        inputs=lambda rng: [
+            (n,) for n in (0, 1, base - 1, base, base**2, base**3, *rng.sample(range(9999), 4))
+        ],
         reference=reference,
         composition=("digits", op.key),
         parameters=(kind, base, *op.constants),
@@ -199,8 +201,11 @@ def run_lengths(rng: Random) -> Sketch:
             f"runs.into_iter().filter(|&(_, n)| n >= {n}).map(|(c, n)| {pair}).collect()",
         ),
         inputs=lambda rng: [
-            ("".join(rng.choice("abc") * rng.randint(1, n + 2) for _ in range(size)),)
-            for size in (0, 1, 2, 4, 6)
+            ("b" * (n - 1) + "a" * n + "c" * (n + 1),),
+            *(
+                ("".join(rng.choice("abc") * rng.randint(1, n + 2) for _ in range(size)),)
+                for size in (0, 1, 2, 4, 6)
+            ),
         ],
         reference=lambda text: [
             pick(c, size) for c, run in groupby(text) if (size := len(list(run))) >= n
