@@ -153,10 +153,10 @@ def accumulate(
     arguments = (LEVELS[name], packed, padded, x_q.sum(axis=1, dtype=np.int32), B)
     borders = np.linspace(0, packed.shape[0], max(1, threads) + 1).astype(int).tolist()
     if threads <= 1:
-        cpu.accumulate(*arguments, 0, packed.shape[0], out)
+        cpu.accumulate(*arguments, (0, packed.shape[0]), out)
     else:
         parts = itertools.pairwise(borders)
-        jobs = [_pool(threads).submit(cpu.accumulate, *arguments, *part, out) for part in parts]
+        jobs = [_pool(threads).submit(cpu.accumulate, *arguments, part, out) for part in parts]
         for job in jobs:
             job.result()
     return out[:, :n_rows]

@@ -182,7 +182,7 @@ def _attention_block(level, shape, weights, state, loop, layer, n_active):
     """hidden += o(attention(qkv(norm(hidden)))), keys and values going to the cache first."""
     D = shape.d_model
     _norm(state.hidden, weights.attn_norm[layer], shape.norm_eps, n_active, state.normed)
-    _linear(level, shape, weights.qkv, layer, state, state.normed, D, state.x_q, n_active)
+    _linear(level, shape, weights.qkv, layer, state, state.normed, n_active)
     for i in range(n_active):
         row = state.active[i]
         slot, position = state.slot[row], state.position[row]
@@ -194,7 +194,7 @@ def _attention_block(level, shape, weights, state, loop, layer, n_active):
         slot, position = state.slot[row], state.position[row]
         k_cache, v_cache = state.k_cache[slot, loop, layer], state.v_cache[slot, loop, layer]
         _attend(shape, state, state.heads[i], position + 1, k_cache, v_cache, state.attended[i])
-    _linear(level, shape, weights.o, layer, state, state.attended, D, state.x_q, n_active)
+    _linear(level, shape, weights.o, layer, state, state.attended, n_active)
     _add(state.wide, n_active, D, state.hidden)
 
 
@@ -203,23 +203,24 @@ def _feed_forward_block(level, shape, weights, state, layer, n_active):
     """hidden += down(silu(gate) * up) of norm(hidden)."""
     D, F = shape.d_model, shape.d_ff
     _norm(state.hidden, weights.ffn_norm[layer], shape.norm_eps, n_active, state.normed)
-    _linear(level, shape, weights.gate_up, layer, state, state.normed, D, state.x_q, n_active)
+    _linear(level, shape, weights.gate_up, layer, state, state.normed, n_active)
     for i in range(n_active):
         gate, up, gated = state.wide[i, :F], state.wide[i, F : 2 * F], state.gated[i]
         for k in range(F):
             gated[k] = gate[k] / (np.float32(1) + exp32(-gate[k])) * up[k]
-    _linear(level, shape, weights.down, layer, state, state.gated, F, state.gated_q, n_active)
+    _linear(level, shape, weights.down, layer, state, state.gated, n_active)
     _add(state.wide, n_active, D, state.hidden)
 
 
 @jit
-def _linear(level, shape, matrix, layer, state, x, n_inputs, x_q, n_rows):
+def _linear(level, shape, matrix, layer, state, x, n_rows):
     """Write rows of x times one matrix of a layer to state.wide."""
+    n_inputs, x_q = x.shape[1], state.x_q
     if shape.ternary:
         packed, scale = matrix.packed[layer], matrix.scale[layer]
+        groups = (np.int64(0), packed.shape[0])
         cpu.quantize(x, n_rows, n_inputs, x_q, state.act_scale, state.x_sum)
-        groups = packed.shape[0]
-        cpu.accumulate(level, packed, x_q, state.x_sum, n_rows, 0, groups, state.sums)
+        cpu.accumulate(level, packed, x_q, state.x_sum, n_rows, groups, state.sums)
         cpu.apply_scales(state.sums, state.act_scale, scale, n_rows, len(scale), state.wide)
     else:
         cpu.dense(matrix.dense[layer], x, n_rows, n_inputs, state.wide)

@@ -139,7 +139,7 @@ class Engine:
         job = decode.Job(
             prompts=np.array([token for prompt in prompts for token in prompt], dtype=np.int64),
             starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
-            owners=np.repeat(np.arange(len(prompts)), [len(prompt) for prompt in prompts]),
+            owners=np.repeat(np.arange(len(prompts)), list(map(len, prompts))),
             seeds=_seeds(seed, len(prompts)),
             is_stop=np.isin(np.arange(self.config.vocab_size), list(stop_ids)),
             tokens=np.zeros((len(prompts), max_new_tokens), np.int64),
@@ -246,10 +246,11 @@ def _backend() -> str:
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> np.ndarray:
-    if isinstance(seed, int):
-        seeds = [(seed * n_bits + i + 1) * _HASH for i in range(n) for n_bits in (1 << 32,)]
+    """Return one 64-bit seed per prompt; the hash keeps neighbouring seeds apart."""
+    if isinstance(seed, Sequence | np.ndarray):
+        seeds = [int(value) + 1 for value in seed]
     else:
-        seeds = [(value + 1) * _HASH for value in seed]
+        seeds = [(int(seed) << 32) + i + 1 for i in range(n)]
     if len(seeds) != n:
         raise WorkbenchError(f"{len(seeds)} seeds were given for {n} prompts: give one per prompt.")
-    return np.array([value % (1 << 64) for value in seeds], dtype=np.uint64)
+    return np.array([value * _HASH % (1 << 64) for value in seeds], dtype=np.uint64)

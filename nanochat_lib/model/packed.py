@@ -82,14 +82,12 @@ class State(NamedTuple):
     final: np.ndarray  # float32 (C, D) of every row, once it has left
     normed: np.ndarray  # float32 (C, D)
     wide: np.ndarray  # float32 (C, widest product)
-    product: np.ndarray  # float32 (C, D padded)
     heads: np.ndarray  # float32 (C, H + H_kv, K): queries and keys, turned
     attended: np.ndarray  # float32 (C, D)
     gated: np.ndarray  # float32 (C, F)
     scores: np.ndarray  # float32 (H, T padded)
     attention: np.ndarray  # float32 (H, K padded)
-    x_q: np.ndarray  # int8 (C, D padded)
-    gated_q: np.ndarray  # int8 (C, F padded)
+    x_q: np.ndarray  # int8 (C, D or F padded)
     act_scale: np.ndarray  # float32 (C,)
     x_sum: np.ndarray  # int32 (C,)
     sums: np.ndarray  # int32 (C, widest product)
@@ -171,14 +169,12 @@ def new_state(config: ModelConfig, max_seq_len: int, n_slots: int) -> State:
         final=_zeros(C, D),
         normed=_zeros(C, D),
         wide=_zeros(C, widest),
-        product=_zeros(C, _up(D)),
         heads=_zeros(C, config.n_heads + config.n_kv_heads, K),
         attended=_zeros(C, D),
         gated=_zeros(C, F),
         scores=_zeros(config.n_heads, T),
         attention=_zeros(config.n_heads, _up(K)),
-        x_q=np.zeros((C, _up(D)), np.int8),
-        gated_q=np.zeros((C, _up(F)), np.int8),
+        x_q=np.zeros((C, _up(max(D, F))), np.int8),
         act_scale=_zeros(C),
         x_sum=np.zeros(C, np.int32),
         sums=np.zeros((C, widest), np.int32),
