@@ -9,10 +9,16 @@ import pytest
 
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.records import Level, Program, Verdict
-from nanochat_lib.rust import batch
-from nanochat_lib.rust.batch import Settings, Unit, compile_batch, is_parse_error, read_messages
 from nanochat_lib.rust.bench import sample_programs
-from nanochat_lib.rust.policy import policy_of
+from nanochat_lib.rust.judging import batch
+from nanochat_lib.rust.judging.batch import (
+    Settings,
+    Unit,
+    compile_batch,
+    is_parse_error,
+    read_messages,
+)
+from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.sandbox import sandbox_level
 from nanochat_lib.rust.toolchain import find_toolchain
 from nanochat_lib.rust.verify import verify

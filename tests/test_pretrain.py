@@ -349,3 +349,30 @@ def test_bfloat16_trains_too(tmp_path):
     losses = [v for _, v in recorder.series(Metric.LOSS)]
     assert summary["dtype"] == "bfloat16"
     assert losses[-1] < losses[0]
+
+
+def test_a_compiler_that_fails_is_said_in_one_sentence(tmp_path, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise RuntimeError("the linker is missing\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(execution, "find_cxx", lambda: "/usr/bin/c++")
+    config = configured(total_steps=6, gate_steps=0, compile="on")
+    summary = pretrain(config, ToyData(), tmp_path, log=Recorder())
+    assert summary["compiled"] is False
+    assert "runs without it: the linker is missing" in caplog.text
+    assert "and more" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not execution.find_cxx(), reason="no C++ compiler on this machine")
+def test_compiled_training_gives_the_losses_of_eager_training(tmp_path):
+    losses = {}
+    for mode in ("off", "on"):
+        recorder = Recorder()
+        config = configured(total_steps=6, gate_steps=0, compile=mode)
+        summary = pretrain(config, ToyData(), tmp_path / mode, log=recorder)
+        assert summary["compiled"] == (mode == "on")
+        losses[mode] = [v for _, v in recorder.series(Metric.LOSS)]
+    assert losses["on"] == pytest.approx(losses["off"], abs=0.03)
+    assert losses["on"][0] == pytest.approx(losses["off"][0], abs=1e-4)

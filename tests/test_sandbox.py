@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.rust import confine, sandbox
+from nanochat_lib.rust import sandbox
+from nanochat_lib.rust.isolation import confine
 from nanochat_lib.rust.sandbox import Limits, SandboxError, SandboxUnavailable, run_sandboxed
 from nanochat_lib.rust.toolchain import find_toolchain
 

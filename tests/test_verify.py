@@ -14,7 +14,7 @@ import pytest
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
-from nanochat_lib.rust.policy import policy_of
+from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.sandbox import sandbox_level
 from nanochat_lib.rust.toolchain import find_toolchain
 from nanochat_lib.rust.verify import VerdictCache, cache_key, verify, verify_stream
@@ -222,7 +222,7 @@ def test_a_full_or_missing_scratch_disk_judges_nobody(
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanochat_lib.rust.batch._write_modules", no_space)
+    monkeypatch.setattr("nanochat_lib.rust.judging.batch._write_modules", no_space)
     programs = [Program("a", "fn main() {}"), Program("b", "fn main() { let x = 1; }")]
     results = verify(programs, "check", cache_dir=tmp_path)
     assert {one.verdict for one in results} == {Verdict.UNJUDGED}

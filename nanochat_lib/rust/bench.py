@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from nanochat_lib.records import Level, Program, Verdict
-from nanochat_lib.rust.policy import policy_of
+from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.toolchain import find_toolchain
 from nanochat_lib.rust.verify import verify
 

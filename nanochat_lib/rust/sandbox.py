@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.rust import confine
+from nanochat_lib.rust.isolation import confine
 from nanochat_lib.rust.toolchain import find_toolchain
 
 Ended = Literal[
@@ -43,7 +43,8 @@ _PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/libexec", "/etc/alterna
 _FILES = ("/etc/ld.so.cache",)
 _LAUNCH = (
     "import socket, sys; sys.path.append(sys.argv[1]); "
-    "from nanochat_lib.rust.launcher import serve; serve(socket.socket(fileno=0), *sys.argv[2:])"
+    "from nanochat_lib.rust.isolation.launcher import serve; "
+    "serve(socket.socket(fileno=0), *sys.argv[2:])"
 )
 
 

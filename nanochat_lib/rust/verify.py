@@ -26,9 +26,9 @@ from pathlib import Path
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError, nearest
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
-from nanochat_lib.rust import batch, harness
-from nanochat_lib.rust.batch import Settings, Unit
-from nanochat_lib.rust.policy import policy_of
+from nanochat_lib.rust.judging import batch, harness
+from nanochat_lib.rust.judging.batch import Settings, Unit
+from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.sandbox import SandboxError, sandbox_level
 from nanochat_lib.rust.syntax import parses
 from nanochat_lib.rust.toolchain import Toolchain, find_toolchain

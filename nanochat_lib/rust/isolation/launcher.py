@@ -26,7 +26,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from nanochat_lib.rust import confine
+from nanochat_lib.rust.isolation import confine
 
 _FIRST_LOOK_S, _LONGEST_WAIT_S = 0.002, 0.02
 _CHUNK = 1 << 16

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Verdict, Verified
-from nanochat_lib.rust.batch import Built, Settings, Unit, verified_as
+from nanochat_lib.rust.judging.batch import Built, Settings, Unit, verified_as
 from nanochat_lib.rust.sandbox import COMPILE_LIMITS, Completed, Limits, run_sandboxed
 from nanochat_lib.rust.toolchain import Toolchain
 
