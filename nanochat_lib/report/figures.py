@@ -151,7 +151,7 @@ def loss_curves(
         metrics,
         stage,
         lines,
-        title="Loss",
+        title="Loss" if stage == "pretrain" else f"Loss, {stage.replace('_', ' ')} stage",
         y_title="nats per token",
         references=references,
     )

@@ -21,6 +21,8 @@
         return Plotly.react(plot, spec.data, spec.layout, setup.config);
       }),
     ).then(() => {
+      // The label and the table say what a figure shows; its loose text would only confuse.
+      document.querySelectorAll("svg.main-svg").forEach((svg) => svg.setAttribute("aria-hidden", "true"));
       document.documentElement.dataset.drawn = isDark ? "dark" : "light";
     });
 
