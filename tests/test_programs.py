@@ -88,3 +88,12 @@ def test_only_the_honest_solution_passes() -> None:
     assert first.verdict is Verdict.PASSED
     assert first.n_tests == 1
     assert {one.verdict for one in others} == {Verdict.COMPILE_ERROR}
+
+
+@pytest.mark.parametrize("completion", ["", "\n", "}", "x }", "// only a comment"])
+def test_very_short_completions_are_plain_programs(completion: str) -> None:
+    assert tampering(completion) == ""
+
+
+def test_a_module_of_tests_at_the_very_end_is_tampering() -> None:
+    assert tampering("} mod tests") != ""
