@@ -279,12 +279,35 @@ def _write_maxrl(folder: Path) -> None:
 
 
 def _write_kernels(folder: Path) -> None:
+    speeds = {
+        ("dense_f32", "numpy"): 1.0,
+        ("ternary", "generic"): 2.1,
+        ("ternary", "avx2"): 9.4,
+        ("dense_f32", "numba"): 0.8,
+        ("dense_f32", "torch"): 1.1,
+        ("dense_bf16", "torch"): 1.9,
+    }
     rows = [
-        {"kernel": kernel, "n": 768, "k": 256, "batch": batch, "ratio_to_numpy_f32": ratio / batch,
-         "n_repeats": 20}
-        for kernel, ratio in (("generic", 2.1), ("AVX2", 9.4))
-        for batch in (1, 4)
-    ]  # fmt: skip
+        {
+            "kernel": kernel,
+            "backend": backend,
+            "n": n,
+            "k": k,
+            "batch": batch,
+            "threads": 1,
+            "us_median": 90 * batch / speed,
+            "gb_per_s": 0.9 * speed,
+            "gops": 7.0 * speed * batch,
+            "ratio_to_numpy_f32": speed / batch**0.2,
+            "n_repeats": 9,
+        }
+        for n, k in ((768, 256), (256, 768), (2560, 2560))
+        for batch in (1, 8, 32)
+        for (kernel, backend), speed in speeds.items()
+    ]
+    rows += [{"kernel": "read", "backend": "numba", "n": 768, "k": 256, "batch": 0, "threads": 1,
+              "us_median": 1.0, "gb_per_s": 30.0, "gops": 0.0, "ratio_to_numpy_f32": 0.0,
+              "n_repeats": 9}]  # fmt: skip
     write_json(folder / "bench.json", rows)
 
 

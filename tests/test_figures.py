@@ -157,6 +157,7 @@ def test_nothing_recorded_gives_a_reason() -> None:
         bars.policy_bars({}, {}),
         bars.loss_by_position([]),
         bars.kernel_bars([]),
+        bars.kernel_roofline([]),
         bars.memory_plan([]),
     ):
         assert figure.layout.meta["missing"]
@@ -198,7 +199,7 @@ def test_compile_rate_counts_stand_beside_the_bars() -> None:
     }
     figure = bars.compile_rate_by_source(rates, 0.85)
     texts = [note.text for note in figure.layout.annotations]
-    assert "75.0% (3 of 4)" in texts
+    assert any("75.0% (3 of 4)" in text for text in texts)
     assert len(figure.data) == 1  # a source of which nothing was judged has no rate
 
 
@@ -206,23 +207,40 @@ def test_parts_of_a_set_are_not_drawn_beside_whole_sets() -> None:
     names = ("tinyrust", "builtin", "tinyrust/level1")
     results = pl.DataFrame([evaluation_row(name, "pass@1", 0.5) for name in names])
     whole = bars.evaluation_bars(results, "pass@1")
-    assert [trace.y[0] for trace in whole.data] == ["tinyrust · maxrl", "builtin · maxrl"]
+    labels = [note.text.split("  ")[0] for note in whole.layout.annotations]
+    assert labels == ["tinyrust · maxrl", "builtin · maxrl"]
     parts = bars.evaluation_bars(results, "pass@1", parts_of="tinyrust")
-    assert [trace.y[0] for trace in parts.data] == ["level1 · maxrl"]
+    assert [note.text.split("  ")[0] for note in parts.layout.annotations] == ["level1 · maxrl"]
 
 
 def test_text_from_outside_is_escaped_in_labels() -> None:
     rows = [{"code": "<b>E1</b>", "n": 2, "message": "<a href='https://example.com'>x</a>"}]
-    text = bars.error_codes(rows).to_json()
-    assert "<b>" not in text
+    figure = bars.error_codes(rows)
+    text = figure.layout.annotations[0].text + figure.data[0].hovertemplate
+    assert "<b>E1" not in text
     assert "<a " not in text
+    assert "&lt;a href" in text
 
 
 def test_memory_plan_adds_up_and_shows_what_there_is() -> None:
     rows = [{"part": "weights", "gb": 1.5}, {"part": "optimizer", "gb": 3.0}]
     figure = bars.memory_plan(rows, 8.0)
-    assert list(figure.data[0].x) == [1.5, 3.0, 4.5]
+    assert [trace.x[0] for trace in figure.data] == [1.5, 3.0, 4.5]
     assert figure.layout.shapes[0].x0 == 8.0
+
+
+def test_roofline_is_what_reading_allows() -> None:
+    common = {"n": 4, "k": 4, "us_median": 1.0, "n_repeats": 3, "ratio_to_numpy_f32": 2.0}
+    rows = [
+        common | {"kernel": "read", "backend": "numba", "batch": 0, "gb_per_s": 10.0, "gops": 0.0},
+        common | {"kernel": "ternary", "backend": "avx2", "batch": 1, "gb_per_s": 5.0, "gops": 40},
+        common | {"kernel": "ternary", "backend": "avx2", "batch": 8, "gb_per_s": 2.0, "gops": 128},
+    ]
+    figure = bars.kernel_roofline(rows)
+    points, line = figure.data
+    assert list(points.x) == [8.0, 64.0]
+    assert list(line.y) == [80.0, 640.0]
+    assert all(y <= limit for y, limit in zip(points.y, line.y, strict=True))
 
 
 def evaluation_row(task_set: str, metric: str, rate: float) -> dict[str, object]:

@@ -35,59 +35,52 @@ def plain(text: str) -> str:
     return html.escape(str(text), quote=False)
 
 
-def horizontal_bars(
-    labels: Sequence[str], values: Sequence[float], texts: Sequence[str], *, title: str, unit: str
-) -> go.Figure:
-    """Return bars with the first label on top and the text beside each bar."""
-    figure = base_figure(title, unit, "", height=130 + 34 * len(labels))
-    figure.add_bar(
-        x=list(values),
-        y=[plain(label) for label in labels],
-        orientation="h",
-        text=list(texts),
-        textposition="auto",
-        cliponaxis=False,
-        marker_color=theme.color("blue"),
-        hovertemplate="%{y}: %{text}<extra></extra>",
-        showlegend=False,
-    )
-    figure.update_yaxes(autorange="reversed", ticksuffix=" ")
-    figure.update_layout(margin={"r": 60})
-    return figure
-
-
 @dataclass(frozen=True)
-class Rate:
-    """One bar of `rate_bars`: label, rate, interval, text beside it and colour."""
+class Bar:
+    """One horizontal bar: label and text stand above it, so that narrow windows show both."""
 
     label: str
-    rate: float
-    low: float
-    high: float
+    value: float
     text: str
-    color: str
+    role: str = "blue"
+    span: tuple[float, float] | None = None  # ends of an interval, drawn as a whisker
 
 
-def rate_bars(rates: Sequence[Rate], *, title: str, unit: str) -> go.Figure:
-    """Return horizontal bars of rates with intervals; value and counts stand at the right."""
-    figure = base_figure(title, unit, "", height=150 + 32 * len(rates))
-    for rate in rates:
-        label = plain(rate.label)
+def horizontal_bars(rows: Sequence[Bar], *, title: str, unit: str) -> go.Figure:
+    """Return bars from top to bottom, each under its label and value."""
+    figure = base_figure(title, unit, "", height=110 + 46 * len(rows))
+    for i, row in enumerate(rows):
+        low, high = row.span or (row.value, row.value)
         figure.add_bar(
-            x=[rate.rate],
-            y=[label],
+            x=[row.value],
+            y=[i],
+            width=0.42,
             orientation="h",
-            marker_color=rate.color,
-            error_x=_whiskers([max(0.0, rate.high - rate.rate)], [max(0.0, rate.rate - rate.low)]),
-            hovertemplate=f"%{{y}}: {plain(rate.text)}<extra></extra>",
+            marker_color=theme.color(row.role),
+            error_x=_whisker(row.value, low, high) if row.span else None,
+            hovertemplate=f"{plain(row.label)}: {plain(row.text)}<extra></extra>",
             showlegend=False,
         )
         figure.add_annotation(
-            x=1.01, xref="paper", xanchor="left", y=label, text=plain(rate.text), showarrow=False
+            text=f"{plain(row.label)}  <b>{plain(row.text)}</b>",
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=i,
+            yshift=18,
+            showarrow=False,
+            font={"size": 12},
         )
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.8], showticklabels=False, showgrid=False)
+    figure.update_xaxes(rangemode="tozero")
+    figure.update_layout(margin={"l": 16}, barmode="overlay")
+    return figure
+
+
+def rate_bars(rows: Sequence[Bar], *, title: str, unit: str) -> go.Figure:
+    """Return horizontal bars of rates on an axis from 0 to 100%."""
+    figure = horizontal_bars(rows, title=title, unit=unit)
     figure.update_xaxes(range=[0, 1.02], tickformat=".0%")
-    figure.update_yaxes(autorange="reversed", ticksuffix=" ")
-    figure.update_layout(margin={"r": 150}, barmode="overlay")
     return figure
 
 
@@ -97,14 +90,8 @@ def verification_funnel(funnel: Sequence[Row]) -> go.Figure:
     if not funnel:
         return missing_figure(title, "preprocessing wrote no funnel.")
     first = max(int(funnel[0]["n"]), 1)
-    texts = [f"{row['n']:,} ({row['n'] / first:.0%})" for row in funnel]
-    return horizontal_bars(
-        [row["step"] for row in funnel],
-        [row["n"] for row in funnel],
-        texts,
-        title=title,
-        unit="programs",
-    )
+    rows = [Bar(row["step"], row["n"], f"{row['n']:,} ({row['n'] / first:.0%})") for row in funnel]
+    return horizontal_bars(rows, title=title, unit="programs")
 
 
 def compile_rate_by_source(rates: Row, target: float | None = None) -> go.Figure:
@@ -127,12 +114,16 @@ def compile_rate_by_source(rates: Row, target: float | None = None) -> go.Figure
     rows = [row for row in rows if row[2]]
     if not rows:
         return missing_figure(title, "preprocessing judged no program.")
-    parts = []
-    for label, n_ok, n in rows:
-        low, high = wilson_interval(n_ok, n)
-        text = f"{n_ok / n:.1%} ({n_ok:,} of {n:,})"
-        color = theme.color("muted" if label.startswith("all,") else "blue")
-        parts.append(Rate(label, n_ok / n, low, high, text, color))
+    parts = [
+        Bar(
+            label,
+            n_ok / n,
+            f"{n_ok / n:.1%} ({n_ok:,} of {n:,})",
+            "muted" if label.startswith("all,") else "blue",
+            wilson_interval(n_ok, n),
+        )
+        for label, n_ok, n in rows
+    ]
     figure = rate_bars(parts, title=title, unit="share that compiles; whiskers: 95% interval")
     if target is not None:
         _vertical_target(figure, target, f"asked of what is kept: {target:.0%}")
@@ -172,14 +163,15 @@ def error_codes(rows: Sequence[Row], *, most: int = 12) -> go.Figure:
     rows = sorted(rows, key=lambda row: -row["n"])[:most]
     if not rows:
         return missing_figure(title, "no compile error was recorded.")
-    figure = horizontal_bars(
-        [row["code"] or "no code" for row in rows],
-        [row["n"] for row in rows],
-        [f"{row['n']:,}  {_short(row.get('message', ''))}" for row in rows],
-        title=title,
-        unit="programs with this error",
-    )
-    return figure
+    found = [
+        Bar(
+            f"{row['code'] or 'no code'} {_short(row.get('message', ''))}",
+            row["n"],
+            f"{row['n']:,}",
+        )
+        for row in rows
+    ]
+    return horizontal_bars(found, title=title, unit="programs with this error")
 
 
 def evaluation_bars(
@@ -210,18 +202,18 @@ def evaluation_bars(
     checkpoints = rows["checkpoint"].unique(maintain_order=True).to_list()
     order = rows["task_set"].unique(maintain_order=True).to_list()
     found = sorted(rows.to_dicts(), key=lambda r: order.index(r["task_set"]))
+    roles = [role for role in theme.SERIES if role != "muted"]
     bars = [
-        Rate(
+        Bar(
             f"{row['task_set'].removeprefix(parts_of + '/')} · {row['checkpoint']}",
             row["rate"],
-            row["low"],
-            row["high"],
             f"{row['rate']:.1%} ({row['n_correct']:,} of {row['n_samples']:,})",
-            theme.series_color(checkpoints.index(row["checkpoint"])),
+            roles[checkpoints.index(row["checkpoint"]) % len(roles)],
+            (row["low"], row["high"]),
         )
         for row in found
     ]
-    unit = f"{name}; whiskers: 95% interval over problems; (correct of samples)"
+    unit = "whiskers: 95% interval over problems"
     figure = rate_bars(bars, title=title, unit=unit)
     if target is not None:
         meant = "target on HumanEval-Rust" if metric.startswith("pass@") else "target"
@@ -230,29 +222,70 @@ def evaluation_bars(
 
 
 def kernel_bars(rows: Sequence[Row]) -> go.Figure:
-    """Draw how many times faster than NumPy float32 each kernel is, per shape.
+    """Draw how many times as fast as NumPy float32 each kernel is, per shape and batch.
 
     Args:
-        rows: {kernel, n, k, batch, ratio_to_numpy_f32, n_repeats}; medians of the repeats.
+        rows: of `kernels.bench.run_bench`; peers that are not ternary are hatched.
     """
     title = "Ternary kernels against NumPy float32"
-    rows = [row for row in rows if row.get("ratio_to_numpy_f32")]
+    rows = [row for row in rows if row.get("ratio_to_numpy_f32") and row["backend"] != "numpy"]
     if not rows:
         return missing_figure(title, "no kernel was timed.")
-    figure = base_figure(title, "", "times as fast as NumPy float32")
-    for i, kernel in enumerate(dict.fromkeys(row["kernel"] for row in rows)):
-        part = [row for row in rows if row["kernel"] == kernel]
+    figure = base_figure(title, "", "times as fast as NumPy float32", height=440)
+    for i, (kernel, backend) in enumerate(dict.fromkeys((r["kernel"], r["backend"]) for r in rows)):
+        part = [row for row in rows if (row["kernel"], row["backend"]) == (kernel, backend)]
+        name = plain(f"{kernel.replace('_', ' ')}, {backend}")
+        is_peer = kernel != "ternary"
         figure.add_bar(
             x=[f"{row['n']} x {row['k']}<br>batch {row['batch']}" for row in part],
             y=[row["ratio_to_numpy_f32"] for row in part],
-            name=plain(kernel),
-            marker_color=theme.series_color(i),
-            text=[f"{row['ratio_to_numpy_f32']:.1f}" for row in part],
-            textposition="outside",
-            cliponaxis=False,
-            hovertemplate="%{x}: %{y:.2f} times<extra>" + plain(kernel) + "</extra>",
+            name=name,
+            marker={
+                "color": theme.color("muted") if is_peer else theme.series_color(i),
+                "pattern": {"shape": "/x.-"[i % 4] if is_peer else ""},
+            },
+            customdata=[[row["us_median"], row["n_repeats"]] for row in part],
+            hovertemplate="%{x}: %{y:.2f} times, %{customdata[0]:.1f} us (median of "
+            "%{customdata[1]})<extra>" + name + "</extra>",
         )
     figure.add_hline(y=1, line={"color": theme.color("text"), "dash": "dot", "width": 1.5})
+    return figure
+
+
+def kernel_roofline(rows: Sequence[Row]) -> go.Figure:
+    """Draw rate over operations per weight byte, under the line that reading memory allows.
+
+    Args:
+        rows: of `kernels.bench.run_bench`; kernel "read" gives the line of its own shape.
+    """
+    title = "Kernels under the roofline"
+    reads = [row["gb_per_s"] for row in rows if row["kernel"] == "read"]
+    rows = [row for row in rows if row["kernel"] != "read" and row.get("gops")]
+    if not rows or not reads:
+        return missing_figure(title, "no kernel was timed beside the reading of memory.")
+    figure = base_figure(title, "operations per weight byte", "billion operations per second")
+    for i, (kernel, backend) in enumerate(dict.fromkeys((r["kernel"], r["backend"]) for r in rows)):
+        part = [row for row in rows if (row["kernel"], row["backend"]) == (kernel, backend)]
+        name = plain(f"{kernel.replace('_', ' ')}, {backend}")
+        figure.add_scatter(
+            x=[row["gops"] / row["gb_per_s"] for row in part],
+            y=[row["gops"] for row in part],
+            name=name,
+            mode="markers",
+            marker={"size": 9, "symbol": i, "color": theme.series_color(i)},
+            text=[f"{row['n']} x {row['k']}, batch {row['batch']}" for row in part],
+            hovertemplate="%{text}: %{y:.1f} GOPS<extra>" + name + "</extra>",
+        )
+    ends = [min(min(t.x) for t in figure.data), max(max(t.x) for t in figure.data)]
+    figure.add_scatter(
+        x=ends,
+        y=[max(reads) * end for end in ends],
+        name=f"as fast as memory is read: {max(reads):.1f} GB/s",
+        mode="lines",
+        line={"color": theme.color("text"), "dash": "dot", "width": 1.5},
+    )
+    figure.update_xaxes(type="log", dtick=1)
+    figure.update_yaxes(type="log", dtick=1)
     return figure
 
 
@@ -274,8 +307,7 @@ def policy_bars(before: Row, after: Row) -> go.Figure:
                 rate, text = row["n_passed"] / n, f"({row['n_passed']:,} of {n:,})"
                 low, high = row.get("pass_rate_low", rate), row.get("pass_rate_high", rate)
                 label = f"{split.replace('_', ' ')} · {name}"
-                color = theme.color(role)
-                bars.append(Rate(label, rate, low, high, f"{rate:.1%} {text}", color))
+                bars.append(Bar(label, rate, f"{rate:.1%} {text}", role, (low, high)))
     if not bars:
         return missing_figure(title, "the MaxRL stage measured no held-out tasks.")
     return rate_bars(bars, title=title, unit="tests passed; whiskers: 95% interval over tasks")
@@ -320,24 +352,20 @@ def memory_plan(rows: Sequence[Row], limit_gb: float | None = None) -> go.Figure
     if not rows:
         return missing_figure(title, "no plan was made.")
     total = sum(row["gb"] for row in rows)
-    labels = [*(row["part"] for row in rows), "together"]
-    values = [*(row["gb"] for row in rows), total]
-    figure = horizontal_bars(
-        labels, values, [f"{v:,.2f} GB" for v in values], title=title, unit="GB"
-    )
-    colors = [theme.color("blue")] * len(rows) + [theme.color("muted")]
-    figure.update_traces(marker_color=colors)
+    bars = [Bar(row["part"], row["gb"], f"{row['gb']:,.2f} GB") for row in rows]
+    bars.append(Bar("together", total, f"{total:,.2f} GB", "muted"))
+    figure = horizontal_bars(bars, title=title, unit="GB")
     if limit_gb:
         _vertical_target(figure, limit_gb, f"memory there is: {limit_gb:,.0f} GB")
     return figure
 
 
-def _whiskers(high: list[float], low: list[float]) -> dict[str, Any]:
+def _whisker(value: float, low: float, high: float) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": high,
-        "arrayminus": low,
+        "array": [max(0.0, high - value)],
+        "arrayminus": [max(0.0, value - low)],
         "color": theme.color("text"),
         "thickness": 1.3,
         "width": 5,
@@ -371,4 +399,4 @@ def _target_marks(figure: go.Figure, x: Sequence[str], y: Sequence[float], label
 
 def _short(text: str, most: int = 60) -> str:
     text = " ".join(text.split())
-    return plain(text if len(text) <= most else text[: most - 1] + "…")
+    return text if len(text) <= most else text[: most - 1] + "…"

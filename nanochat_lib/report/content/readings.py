@@ -228,3 +228,29 @@ def read_evaluation(results: pl.DataFrame, metric: str) -> str:
         for row in rows.filter(pl.col("checkpoint") == pl.col("checkpoint").last()).to_dicts()
     ]
     return f"Checkpoint {rows['checkpoint'][-1]}: {', '.join(parts)}." if parts else ""
+
+
+def read_kernels(rows: Sequence[dict[str, Any]]) -> str:
+    """Name the fastest ternary kernel against NumPy float32."""
+    timed = [row for row in rows if row["kernel"] == "ternary" and row["ratio_to_numpy_f32"]]
+    if not timed:
+        return ""
+    best = max(timed, key=lambda row: row["ratio_to_numpy_f32"])
+    return (
+        f"Best ternary kernel: {best['backend']} at {best['n']} x {best['k']}, batch "
+        f"{best['batch']}, {best['ratio_to_numpy_f32']:.1f} times as fast as NumPy float32."
+    )
+
+
+def read_roofline(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how near the smallest batch comes to the speed at which memory can be read."""
+    reads = [row["gb_per_s"] for row in rows if row["kernel"] == "read"]
+    timed = [row for row in rows if row["kernel"] == "ternary"]
+    if not reads or not timed:
+        return ""
+    smallest = min(row["batch"] for row in timed)
+    best = max((row for row in timed if row["batch"] == smallest), key=lambda r: r["gb_per_s"])
+    return (
+        f"At batch {smallest}, {best['backend']} reads {best['gb_per_s']:.1f} GB/s of packed "
+        f"weights, {best['gb_per_s'] / max(reads):.0%} of what plain reading reaches."
+    )

@@ -354,17 +354,16 @@ def _evaluation_block(
 
 def _kernel_section(run: RunData) -> Section:
     rows = run.summary("kernels").get("bench", [])
-    timed = [row for row in rows if row.get("ratio_to_numpy_f32")]
-    reading = ""
-    if timed:
-        best = max(timed, key=lambda row: row["ratio_to_numpy_f32"])
-        reading = (
-            f"Best: {best['kernel']} at {best['n']} x {best['k']}, batch {best['batch']}, "
-            f"{best['ratio_to_numpy_f32']:.1f} times as fast as NumPy float32."
+    n_repeats = max((row["n_repeats"] for row in rows), default=0)
+    source = f"{len(rows)} timings, one thread, medians of {n_repeats} interleaved; {run.machine}"
+    table = frame_of(rows)
+    blocks = [
+        make_block(anchor, figure, reading=reading, table=table, source=source)
+        for anchor, figure, reading in (
+            ("kernel-speed", bars.kernel_bars(rows), readings.read_kernels(rows)),
+            ("kernel-roofline", bars.kernel_roofline(rows), readings.read_roofline(rows)),
         )
-    source = f"{len(timed)} timings, medians of repeats; {run.machine}"
-    figure, table = bars.kernel_bars(rows), frame_of(rows)
-    blocks = [make_block("kernel-speed", figure, reading=reading, table=table, source=source)]
+    ]
     intro = "Packed ternary weights times int8 activations: integers, equal on every backend."
     return Section("kernels", "6 · Kernels", intro, stage_status(run, "kernels"), blocks)
 
