@@ -60,7 +60,8 @@ def run(
 
     overrides = parse_settings(settings or [])
     config = load_profile(profile, {"seed": seed, **overrides})
-    chosen = pipeline.choose_stages(name.strip() for name in stages.split(",") if name.strip())
+    named = [name.strip() for name in stages.split(",") if name.strip()]
+    chosen = pipeline.choose_stages(named, config)
     find_toolchain()
     opened = _open_or_create(config, run_id, runs_dir, resume=resume)
     console.print(f"run [bold]{opened.run_id}[/bold]  folder {opened.dir}", highlight=False)

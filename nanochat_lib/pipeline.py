@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanochat_lib.config import PROJECT_ROOT
+from nanochat_lib.config import PROJECT_ROOT, RunConfig
 from nanochat_lib.errors import WorkbenchError, nearest
 from nanochat_lib.runs import Run
 from nanochat_lib.stages import STAGES, Stage, stage_marker
@@ -56,13 +56,18 @@ class PipelineInterrupted(KeyboardInterrupt):
     """The user stopped the run; its folder says `interrupted` and can be resumed."""
 
 
-def choose_stages(names: Iterable[str]) -> list[Stage]:
-    """Return the named stages in pipeline order; all when none is named."""
-    wanted = list(names) or list(STAGES)
+def choose_stages(names: Iterable[str], config: RunConfig) -> list[Stage]:
+    """Return the named stages in pipeline order; all that the profile asks for when none is named.
+
+    A profile whose long context is no longer than its pre-training length has no stage 4.
+    """
+    wanted = list(names)
     for name in wanted:
         if name not in STAGES:
             raise WorkbenchError(f"There is no stage {name!r}.{nearest(name, STAGES)}")
-    return [stage for stage in STAGES.values() if stage.name in wanted]
+    extends = config.long_context.seq_len > config.model.max_seq_len
+    asked = wanted or [name for name in STAGES if name != "long_context" or extends]
+    return [stage for stage in STAGES.values() if stage.name in asked]
 
 
 def run_pipeline(

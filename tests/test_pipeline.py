@@ -76,13 +76,15 @@ def test_every_stage_has_its_notebook_and_described_parameters() -> None:
     for name, stage in STAGES.items():
         assert (pipeline.NOTEBOOK_DIR / stage.notebook).is_file()
         assert all(parameter_table(config, name)["meaning"].str.len_chars() > 0)
-    assert [s.name for s in choose_stages([])] == list(STAGES)
+    assert [s.name for s in choose_stages([], config)] == list(STAGES)
+    no_extension = load_profile("config_b_9800x3d_dual4090")
+    assert {s.name for s in choose_stages([], no_extension)} == set(STAGES) - {"long_context"}
     assert set(pipeline.TYPICAL_SECONDS) == set(STAGES)
 
 
 def test_unknown_stage_and_malformed_setting_are_named() -> None:
     with pytest.raises(WorkbenchError, match="Did you mean 'pretrain'"):
-        choose_stages(["pretrian"])
+        choose_stages(["pretrian"], load_profile(TINY))
     with pytest.raises(WorkbenchError, match="expects key=value"):
         parse_settings(["pretrain.total_steps"])
     assert parse_settings(["a=1", "b=[1, 2]", "c=adamw"]) == {"a": 1, "b": [1, 2], "c": "adamw"}
@@ -112,7 +114,10 @@ def _go(run: Run) -> list[str]:
     seen: list[str] = []
     parameters = pipeline.notebook_parameters(TINY, {}, 0)
     run_pipeline(
-        run, choose_stages(["kernels"]), parameters, on_progress=lambda p: seen.append(p.status)
+        run,
+        choose_stages(["kernels"], run.config),
+        parameters,
+        on_progress=lambda p: seen.append(p.status),
     )
     return seen
 
