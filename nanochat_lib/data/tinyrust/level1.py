@@ -41,7 +41,7 @@ def int_test(rng: Random) -> Sketch:
 def choose(rng: Random) -> Sketch:
     """A constant chosen by a condition on an integer."""
     kind, test = rng.choice(INTEGERS), grammar.predicate(rng)
-    yes, no = rng.sample(range(100), 2)
+    yes, no = rng.sample(range(grammar.LARGEST + 1), 2)
     condition = test.rust("n")
     return Sketch(
         name=f"choose_if_{test.key}",
@@ -60,8 +60,8 @@ def choose(rng: Random) -> Sketch:
 
 def clamp(rng: Random) -> Sketch:
     """Limit an integer to a range."""
-    kind, low = rng.choice(INTEGERS), rng.randint(-40, 30)
-    high = low + rng.randint(2, 40)
+    kind, low = rng.choice(INTEGERS), rng.randint(-12, 12)
+    high = low + rng.randint(2, 12)
     return Sketch(
         name="limit_to_range",
         doc=f"Limits `n` to the range from {low} to {high}.",
@@ -81,7 +81,7 @@ def clamp(rng: Random) -> Sketch:
 
 def distance(rng: Random) -> Sketch:
     """The distance of an integer from a constant (held out)."""
-    kind, c = rng.choice(INTEGERS), rng.randint(1, 99)
+    kind, c = rng.choice(INTEGERS), rng.randint(1, 2 * grammar.LARGEST)
     return Sketch(
         name="distance_from",
         doc=f"Returns the distance between `n` and {c}.",
@@ -137,7 +137,7 @@ def any_or_all(rng: Random) -> Sketch:
 
 def value_at(rng: Random) -> Sketch:
     """The value at an index, or a default."""
-    kind, index, default = rng.choice(INTEGERS), rng.randint(0, 9), rng.randint(0, 60)
+    kind, index, default = rng.choice(INTEGERS), rng.randint(0, 9), rng.randint(0, grammar.LARGEST)
     return Sketch(
         name="value_at",
         doc=f"Returns the value at index {index}, or {default} if there is none.",
@@ -166,7 +166,7 @@ _TWO = (
 
 def two_ints(rng: Random) -> Sketch:
     """One operation on two integers, plus a constant."""
-    kind, c = rng.choice(INTEGERS), rng.randint(1, 60)
+    kind, c = rng.choice(INTEGERS), rng.randint(1, grammar.LARGEST)
     key, phrase, code, reference = rng.choice(_TWO)
     return Sketch(
         name=f"{key}_plus",
@@ -191,7 +191,7 @@ _GATES = (
 
 def bool_gate(rng: Random) -> Sketch:
     """A constant chosen by a gate of two bools."""
-    kind, (yes, no) = rng.choice(INTEGERS), rng.sample(range(100), 2)
+    kind, (yes, no) = rng.choice(INTEGERS), rng.sample(range(grammar.LARGEST + 1), 2)
     key, phrase, code, gate = rng.choice(_GATES)
     return Sketch(
         name=f"choose_if_{key}",
@@ -210,7 +210,7 @@ def bool_gate(rng: Random) -> Sketch:
 
 def extreme(rng: Random) -> Sketch:
     """The largest or smallest value of a slice, or a default."""
-    kind, default = rng.choice(INTEGERS), rng.randint(0, 99)
+    kind, default = rng.choice(INTEGERS), rng.randint(0, grammar.LARGEST)
     word, method, pick = rng.choice((("largest", "max", max), ("smallest", "min", min)))
     return Sketch(
         name=f"{word}_or",

@@ -214,7 +214,7 @@ _RELATIONS = (
 
 def neighbours(rng: Random) -> Sketch:
     """Count neighbouring values in a relation (held out)."""
-    kind, c = rng.choice(INTEGERS), rng.randint(1, 40)
+    kind, c = rng.choice(INTEGERS), rng.randint(1, grammar.LARGEST)
     key, phrase, code, relation = rng.choice(_RELATIONS)
     return Sketch(
         name=f"count_{key}",

@@ -343,7 +343,7 @@ def multiples(rng: Random) -> Sketch:
 
 def running(rng: Random) -> Sketch:
     """Running totals or extremes from a start value (held out)."""
-    kind, c = rng.choice(INTEGERS), rng.randint(1, 60)
+    kind, c = rng.choice(INTEGERS), rng.randint(1, grammar.LARGEST)
     key, phrase, code, step = rng.choice(
         (
             ("total", "total", "state += x;", lambda a, b: a + b),

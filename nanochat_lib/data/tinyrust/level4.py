@@ -28,7 +28,7 @@ def apply_command(rng: Random) -> Sketch:
     """Apply one command, an enum with data, to a number by `match`."""
     kind, enum = rng.choice(INTEGERS), rng.choice(_ENUMS)
     chosen = sorted(rng.sample(_COMMANDS, 3))
-    constant = rng.randint(0, 60)
+    constant = rng.randint(0, grammar.LARGEST)
     variants = [f"    {name}({kind})," if data else f"    {name}," for name, data, *_ in chosen]
     arms = [
         f"    {enum}::{name}(x) => {code}," if data else f"    {enum}::{name} => {code},"
@@ -187,7 +187,7 @@ def struct_select(rng: Random) -> Sketch:
 
 def make_closure(rng: Random) -> Sketch:
     """Return a closure that captures its argument."""
-    kind, op, c = rng.choice(INTEGERS), grammar.int_map(rng), rng.randint(1, 60)
+    kind, op, c = rng.choice(INTEGERS), grammar.int_map(rng), rng.randint(1, grammar.LARGEST)
     key, phrase, code, join = rng.choice(
         (
             ("adder", "adds `amount` to it", "+ amount", lambda x, a: x + a),

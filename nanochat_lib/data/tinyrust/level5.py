@@ -223,7 +223,7 @@ _NODES = (
 
 def expression_tree(rng: Random) -> Sketch:
     """Evaluate an expression tree by recursion (held out)."""
-    kind, c = rng.choice(INTEGERS), rng.randint(1, 60)
+    kind, c = rng.choice(INTEGERS), rng.randint(1, grammar.LARGEST)
     chosen = rng.sample(_NODES, 2)
     variants = [f"    {name}(Box<Expr>, Box<Expr>)," for name, *_ in chosen]
     arms = ["    Expr::Num(n) => *n,", f"    Expr::Constant => {c},"]
