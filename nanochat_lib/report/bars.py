@@ -90,7 +90,7 @@ def verification_funnel(funnel: Sequence[Row]) -> go.Figure:
     if not funnel:
         return missing_figure(title, "preprocessing wrote no funnel.")
     first = max(int(funnel[0]["n"]), 1)
-    rows = [Bar(row["step"], row["n"], f"{row['n']:,} ({row['n'] / first:.0%})") for row in funnel]
+    rows = [Bar(row["step"], row["n"], f"{row['n']:,} ({row['n'] / first:.1%})") for row in funnel]
     return horizontal_bars(rows, title=title, unit="programs")
 
 

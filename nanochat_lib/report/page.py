@@ -132,9 +132,8 @@ def asked_text(run: RunData) -> str:
     maxrl = config.get("maxrl", {}).get("total_steps", 0)
     return (
         f"Asked: train a ternary model of {run.n_parameters / 1e6:.2f} million parameters "
-        f"({model['n_layers']} layers x {model['n_loops']} loops) for "
-        f"{pretrain['total_steps']:,} steps on about {tokens / 1e6:.1f} million tokens, then "
-        f"{maxrl:,} MaxRL updates."
+        f"(layers x loops: {model['n_layers']} x {model['n_loops']}) for "
+        f"{pretrain['total_steps']:,} steps on {tokens:,} tokens, then {maxrl:,} MaxRL updates."
     )
 
 

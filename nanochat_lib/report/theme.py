@@ -80,7 +80,6 @@ def template(mode: str = "light") -> go.layout.Template:
         "tickcolor": axis_line,
         "ticks": "outside",
         "showline": True,
-        "automargin": True,
         "title": {"standoff": 10, "font": {"size": 13}},
     }
     return go.layout.Template(
@@ -89,8 +88,9 @@ def template(mode: str = "light") -> go.layout.Template:
             "paper_bgcolor": background,
             "plot_bgcolor": background,
             "colorway": [pair[pick] for role, pair in SERIES.items() if role != "muted"],
-            "xaxis": axis,
-            "yaxis": {**axis, "showline": False, "ticks": ""},
+            # one side each: margins that answer each other make plotly redraw until it gives up
+            "xaxis": {**axis, "automargin": "bottom"},
+            "yaxis": {**axis, "automargin": "left", "showline": False, "ticks": ""},
             "hoverlabel": {
                 "bgcolor": background,
                 "font": {"color": text},

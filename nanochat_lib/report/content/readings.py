@@ -119,15 +119,15 @@ def read_exit_distribution(run: RunData) -> str:
 
 
 def read_funnel(funnel: Sequence[dict[str, Any]]) -> str:
-    """Say how much of the sources is left, and which step removed most."""
-    if len(funnel) < 2:
+    """Say how much of the sources is left before they are split, and which step removed most."""
+    steps = [row for row in funnel if row["step"] not in ("train", "validation")]
+    if len(steps) < 2:
         return ""
-    first, last = funnel[0], funnel[-1]
-    drops = [(a["n"] - b["n"], b["step"]) for a, b in pairwise(funnel)]
-    lost, step = max(drops)
+    first, last = steps[0], steps[-1]
+    lost, step = max((a["n"] - b["n"], b["step"]) for a, b in pairwise(steps))
     return (
-        f"{last['n']:,} of {first['n']:,} are left ({last['n'] / max(first['n'], 1):.0%}); "
-        f"the largest loss, {lost:,}, is at '{step}'."
+        f"{last['n']:,} of {first['n']:,} are left ({last['n'] / max(first['n'], 1):.1%}); "
+        f"the largest step down, {lost:,}, is '{step}'."
     )
 
 
