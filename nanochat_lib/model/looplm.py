@@ -171,7 +171,8 @@ class LoopLM(nn.Module):
         """Normal weights from a private generator; projections into the residual start small.
 
         The gate starts at zero (every exit_prob 1/2), the head small, so that the first loss is
-        close to ln V.
+        close to ln V. Embeddings of 0.2 instead of 0.02 gave 0.1 bits per byte after 0.25 M tokens
+        of Rust (2.43 against 2.54, one seed); 1.0 gave nothing (2.53).
         """
         generator = torch.Generator().manual_seed(seed)
         depth = self.config.n_layers * self.config.n_loops
@@ -184,7 +185,7 @@ class LoopLM(nn.Module):
                 shrink = math.sqrt(2 * depth) if kind in ("o", "down") else 1.0
                 parameter.normal_(std=std / shrink, generator=generator)
             elif kind in ("embed", "head"):
-                parameter.normal_(std=0.02, generator=generator)
+                parameter.normal_(std=0.2 if kind == "embed" else 0.02, generator=generator)
 
 
 def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
