@@ -127,7 +127,7 @@ def _publish(run: RunData) -> list[Row]:
 
 def _kernels(run: RunData) -> list[Row]:
     return [
-        _row(run, f"{row['kernel']} {row['n']}x{row['k']}, batch {row['batch']}",
+        _row(run, f"{row['kernel']} ({row['backend']}) {row['n']}x{row['k']}, batch {row['batch']}",
              f"{row['ratio_to_numpy_f32']:.2f} x numpy float32",
              f"{row['n_repeats']} repeats, {run.machine}")
         for row in run.summary("kernels").get("bench", [])
