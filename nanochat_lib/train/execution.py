@@ -25,9 +25,10 @@ from nanochat_lib.model.looplm import LoopLM, call_layer, count_parameters
 logger = logging.getLogger(__name__)
 
 BFLOAT16_GAIN = 2.0  # autocast adds casts, so bfloat16 must multiply at least this much faster
-# Compiling costs about 30 s. In float32 matmuls are three quarters of an eager step and little is
-# left to fuse; with fast bfloat16 units they are a fifth, and compiling doubles the speed.
-COMPILE_PAYS_S = {torch.float32: 600.0, torch.bfloat16: 60.0}
+# Compiling costs 15 to 30 s. In float32 matmuls are three quarters of an eager step and compiling
+# gains a fifth (3,200 to 3,900 tokens/s, two AVX2 cores); with fast bfloat16 units they are a
+# fifth of it, and compiling doubles the speed.
+COMPILE_PAYS_S = {torch.float32: 300.0, torch.bfloat16: 60.0}
 ASSUMED_FLOPS = {torch.float32: 1e11, torch.bfloat16: 4e11}  # of two cores, eager
 
 
