@@ -16,8 +16,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nanochat_lib import pipeline
 from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.pipeline import PipelineInterrupted
 from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -39,8 +41,8 @@ def main() -> None:
     except WorkbenchError as error:
         Console(stderr=True).print(f"nanochat: {error}", style="red", markup=False, highlight=False)
         raise SystemExit(1) from None
-    except KeyboardInterrupt as stopped:
-        Console(stderr=True).print(f"\n{stopped or 'Interrupted.'}", markup=False)
+    except PipelineInterrupted as stopped:
+        Console(stderr=True).print(f"\nnanochat: {stopped}", markup=False, highlight=False)
         raise SystemExit(130) from None
 
 
@@ -55,7 +57,6 @@ def run(
     runs_dir: RunsDir = REPORTS_DIR / "runs",
 ) -> None:
     """Run all stages headless, in order, and end in an HTML report."""
-    from nanochat_lib import pipeline
     from nanochat_lib.rust.toolchain import find_toolchain
 
     overrides = parse_settings(settings or [])

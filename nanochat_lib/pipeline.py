@@ -52,7 +52,7 @@ class StageProgress:
 OnProgress = Callable[[StageProgress], None]
 
 
-class PipelineInterrupted(KeyboardInterrupt):
+class PipelineInterrupted(Exception):
     """The user stopped the run; its folder says `interrupted` and can be resumed."""
 
 
