@@ -65,9 +65,6 @@ class DataConfig(StageConfig):
     max_examples: int = Field(2000, ge=1, description="most real-Rust examples taken from sources")
     tinyrust_examples: int = Field(4000, ge=0, description="generated TinyRust examples")
     tinyrust_levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels generated")
-    tinyrust_share: float = Field(
-        0.5, ge=0, le=1, description="share of training tokens drawn from TinyRust"
-    )
     validation_fraction: float = Field(
         0.08, gt=0, lt=0.5, description="share of groups (packages, parameters) held out"
     )
@@ -109,6 +106,9 @@ class PretrainConfig(StageConfig):
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step")
     micro_batch_size: int = Field(16, ge=1, description="sequences per forward pass")
     seq_len: int = Field(256, ge=8, description="tokens per sequence")
+    tinyrust_share: float = Field(
+        0.5, ge=0, le=1, description="share of training tokens drawn from TinyRust"
+    )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="Muon for matrices with AdamW for the rest, or AdamW alone"
     )
@@ -249,7 +249,6 @@ class HardwareConfig(StageConfig):
     gpu_memory_gb: float = Field(0.0, ge=0, description="memory of one GPU in GB")
     tensor_parallel: bool = Field(False, description="split each layer over the GPUs")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share a layer")
-    mixed_precision: bool = Field(True, description="bf16 autocast where the machine is faster")
     cuda_math_mode: Literal["default", "fast"] = Field(
         "default", description="fast allows TF32 and reduced-precision accumulation"
     )

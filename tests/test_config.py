@@ -81,7 +81,7 @@ def test_unknown_profile_names_the_nearest_one() -> None:
     ("overrides", "said"),
     [
         ({"pretrain.total_steps": "many"}, "found 'many'"),
-        ({"pretrain.micro_batch_size": 5}, "batch_size 16 must be a multiple of"),
+        ({"pretrain.batch_size": 16, "pretrain.micro_batch_size": 5}, "batch_size 16 must be"),
         ({"pretrain.seq_len": 512}, "exceeds model.max_seq_len 256"),
         ({"data.easy_share": 0.9}, "must be 1, found 1.6"),
         ({"eval.k": [8]}, "must lie between 1 and n_samples"),

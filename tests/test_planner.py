@@ -70,6 +70,12 @@ def test_the_real_machine_is_compared_with_the_profile() -> None:
     assert "machine" not in _findings("laptop")
 
 
+def test_preferences_without_effect_are_said() -> None:
+    assert "numa_aware = True" in _findings(A)["preferences"]
+    assert "tensor_parallel = True" in _findings(B)["preferences"]
+    assert "preferences" not in _findings("laptop")
+
+
 def test_parameter_count_equals_the_model_built_by_torch(tiny_config) -> None:
     from nanochat_lib.model.looplm import LoopLM
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nanochat_lib.config import RunConfig
+from nanochat_lib.config import HardwareConfig, RunConfig
 from nanochat_lib.hardware.detect import Machine
 from nanochat_lib.hardware.devices import cpu_facts, gpu_facts, kernels_of
 
@@ -179,5 +179,27 @@ def _machine(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
     return [Finding("machine", f"This machine ({machine.cpu}) has " + "; ".join(differences) + ".")]
 
 
+# Preferences that a profile may state and that nothing acts on yet: said, so that nobody waits for
+# an effect. A name leaves this list in the commit that makes it work.
+WITHOUT_EFFECT = (
+    "numa_aware", "tensor_parallel", "use_openmp", "openmp_threads", "preferred_kernel",
+    "prefetch_factor", "pin_memory",
+)  # fmt: skip
+
+
+def _preferences(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
+    """Name the preferences of the profile that this version keeps but does not act on."""
+    stated, defaults = config.hardware, HardwareConfig()
+    kept = [name for name in WITHOUT_EFFECT if getattr(stated, name) != getattr(defaults, name)]
+    if not kept:
+        return []
+    listed = ", ".join(f"{name} = {getattr(stated, name)}" for name in kept)
+    return [
+        Finding(
+            "preferences", f"Kept in the profile, but without effect in this version: {listed}."
+        )
+    ]
+
+
 Rule = Callable[[RunConfig, "Plan", Machine], list[Finding]]
-RULES: tuple[Rule, ...] = (_time, _size, _compute, _cpu, _memory, _logits, _machine)
+RULES: tuple[Rule, ...] = (_time, _size, _compute, _cpu, _memory, _logits, _machine, _preferences)

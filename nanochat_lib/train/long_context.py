@@ -70,7 +70,7 @@ def extend_context(
         folder=Path(folder),
         held_out=held_out(data, seq_len, HELD_OUT_WINDOWS),
         seed=config.seed + 1,  # other windows than pre-training drew
-        tinyrust_share=config.data.tinyrust_share,
+        tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=base.tokenizer_path or find_tokenizer(Path(folder)),
     )
     with execution.cpu_threads(config.hardware.cpu_threads) as n_threads:

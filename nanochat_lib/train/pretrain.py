@@ -58,7 +58,7 @@ def pretrain(
         folder=Path(folder),
         held_out=held_out(data, plan.seq_len, EVAL_WINDOWS),
         seed=config.seed,
-        tinyrust_share=config.data.tinyrust_share,
+        tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=find_tokenizer(Path(folder)),
     )
     hooks = Hooks(log, stop or threading.Event(), progress, on_eval)
