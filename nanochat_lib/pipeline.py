@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
@@ -256,8 +255,3 @@ class _Clock:
 def notebook_parameters(profile: str, overrides: dict[str, Any], seed: int) -> dict[str, Any]:
     """Return the parameters every stage notebook takes, for `run_pipeline`."""
     return {"profile": profile, "overrides": overrides, "seed": seed, "if_exists": "resume"}
-
-
-def notebook_path(stage: str) -> Path:
-    """Return the notebook of a stage."""
-    return NOTEBOOK_DIR / STAGES[stage].notebook

@@ -1,13 +1,13 @@
 """What flows between the floors: frozen dataclasses, their Parquet columns, and metric names.
 
 A `RustSource` becomes a `Program`, which the compiler turns into a `Verified`; a `Task` is a
-program with a hole, an `Episode` one attempt at it. Metrics are rows (`MetricRow`). On disk
+program with a hole, an `Episode` one attempt at it. Metrics are rows (see `runs.py`). On disk
 everything is Parquet or JSON, readable without this project.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -156,18 +156,6 @@ class EvalResult:
     n_samples: int
     n_problems: int
     n_unjudged: int = 0
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One measured value."""
-
-    run_id: str
-    stage: str
-    step: int
-    name: str
-    value: float
-    wall_s: float = field(default=0.0)  # seconds since the stage started
 
 
 # Columns of `verified.parquet`: RustSource + judgement + syntax features.

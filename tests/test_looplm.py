@@ -10,10 +10,10 @@ import torch
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model import looplm
 from nanochat_lib.model.looplm import (
     LoopLM,
-    count_parameters,
     exit_entropy_nats,
     exit_pdf,
     expected_loops,
@@ -167,11 +167,11 @@ def test_initialisation_follows_the_seed():
 
 
 def test_parameter_counts():
-    stored, executed = count_parameters(TINY)
+    count = count_parameters(TINY)
     model = LoopLM(TINY)
-    assert stored == sum(p.numel() for p in model.parameters())
+    assert count.stored == sum(p.numel() for p in model.parameters())
     in_layers = sum(p.numel() for p in model.layers.parameters())
-    assert executed == stored + (TINY.n_loops - 1) * in_layers
+    assert count.executed == count.stored + (TINY.n_loops - 1) * in_layers
 
 
 def brute_force_pdf(exit_prob):

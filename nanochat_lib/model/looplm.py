@@ -241,13 +241,3 @@ def expected_loops(pdf: Tensor) -> Tensor:
 def exit_entropy_nats(pdf: Tensor) -> Tensor:
     """Return the entropy (...) of an exit_pdf (R, ...); at most ln R."""
     return -(pdf * pdf.clamp(min=1e-9).log()).sum(0)
-
-
-def count_parameters(config: ModelConfig) -> tuple[int, int]:
-    """Return (stored, executed) parameters: executed counts the layers once per loop."""
-    kv_width = config.n_kv_heads * config.head_size
-    width = config.d_model
-    layer = 2 * width * (width + kv_width) + 3 * width * config.d_ff + 2 * width
-    rest = 2 * config.vocab_size * width + 2 * width + 1
-    stored = rest + config.n_layers * layer
-    return stored, rest + config.n_layers * config.n_loops * layer

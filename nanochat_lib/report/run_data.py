@@ -14,6 +14,8 @@ from typing import Any
 
 import polars as pl
 
+from nanochat_lib.config import ModelConfig
+from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.runs import read_metrics, read_run_json, status_of
 
 MAX_POINTS = 2000  # most points of one line in a figure
@@ -58,7 +60,10 @@ class RunData:
     def n_parameters(self) -> int:
         """Return stored parameters of the model: as trained, or counted from its shape."""
         found = self.summary("pretrain").get("parameters_stored")
-        return int(found) if found else count_parameters(self.config.get("model", {}))
+        shape = self.config.get("model")
+        if found or not shape:
+            return int(found or 0)
+        return count_parameters(ModelConfig.model_validate(shape)).stored
 
     @property
     def machine(self) -> str:
@@ -163,20 +168,6 @@ def downsample(rows: pl.DataFrame, *, limit: int = MAX_POINTS) -> pl.DataFrame:
         )
     )
     return found.explode("step", "value").select("step", "value").unique().sort("step")
-
-
-def count_parameters(model: dict[str, Any]) -> int:
-    """Return stored parameters of a LoopLM from its shape; 0 when the shape is not known.
-
-    Embedding and head (V, D); per layer q, o (D, D), k, v (D, n_kv_heads * K), gate, up, down
-    (D, F), two norms; the final norm and the exit gate.
-    """
-    if not model:
-        return 0
-    d_model, d_ff = model["d_model"], model["d_ff"]
-    key_width = d_model // model["n_heads"] * model["n_kv_heads"]
-    layer = 2 * d_model * d_model + 2 * d_model * key_width + 3 * d_model * d_ff + 2 * d_model
-    return 2 * model["vocab_size"] * d_model + model["n_layers"] * layer + 2 * d_model + 1
 
 
 def machine_text(machine: dict[str, Any]) -> str:

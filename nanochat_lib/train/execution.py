@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig
-from nanochat_lib.model.looplm import LoopLM, call_layer, count_parameters
+from nanochat_lib.hardware.planner import count_parameters
+from nanochat_lib.model.looplm import LoopLM, call_layer
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,10 @@ def choose_compile(plan: PretrainConfig, config: ModelConfig, dtype: torch.dtype
     if plan.compile == "on":
         return True
     n_tokens = plan.total_steps * plan.batch_size * plan.seq_len
-    _, n_executed = count_parameters(config)
-    return 6 * n_executed * n_tokens / ASSUMED_FLOPS[dtype] > COMPILE_PAYS_S[dtype]
+    return (
+        6 * count_parameters(config).executed * n_tokens / ASSUMED_FLOPS[dtype]
+        > COMPILE_PAYS_S[dtype]
+    )
 
 
 def find_cxx() -> str | None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.batches import TokenData
+from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model.checkpoint import save_checkpoint
-from nanochat_lib.model.looplm import LoopLM, count_parameters
+from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
@@ -84,10 +85,10 @@ def finish(
         stage=job.stage,
         tokenizer_json=job.tokenizer_json,
     )
-    stored, executed = count_parameters(model.config)
+    count = count_parameters(model.config)
     summary = {
-        "parameters_stored": stored,
-        "parameters_executed": executed,
+        "parameters_stored": count.stored,
+        "parameters_executed": count.executed,
         "tokens_seen": done.tokens_seen,
         "seconds": round(done.seconds, 2),
         "tokens_per_s": done.tokens_seen / max(done.seconds, 1e-9),
