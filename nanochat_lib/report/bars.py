@@ -207,7 +207,7 @@ def evaluation_bars(
         Bar(
             f"{row['task_set'].removeprefix(parts_of + '/')} · {row['checkpoint']}",
             row["rate"],
-            f"{row['rate']:.1%} ({row['n_correct']:,} of {row['n_samples']:,})",
+            f"{row['rate']:.1%} ({_counts(row)})",
             roles[checkpoints.index(row["checkpoint"]) % len(roles)],
             (row["low"], row["high"]),
         )
@@ -219,6 +219,13 @@ def evaluation_bars(
         meant = "target on HumanEval-Rust" if metric.startswith("pass@") else "target"
         _vertical_target(figure, target, f"{meant}: {target:.0%}")
     return figure
+
+
+def _counts(row: Row) -> str:
+    """Return what a rate was counted from; graded scores and pass@k are no share of samples."""
+    if row["metric"] in ("compile_rate", "pass@1"):
+        return f"{row['n_correct']:,} of {row['n_samples']:,}"
+    return f"n = {row['n_samples']:,}"
 
 
 def kernel_bars(rows: Sequence[Row]) -> go.Figure:
