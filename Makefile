@@ -3,6 +3,10 @@ PYTHON ?= $(firstword $(foreach v,python3.11 python3.12 python3.13 python3,$(she
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# In a container everybody is root, which JupyterLab refuses by itself; it listens on 127.0.0.1 only.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+# No request to anywhere: neither for a newer version nor for news.
+OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .PHONY: demo test test-all lab bench lint clean check-tools
@@ -18,7 +22,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_tour.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) $(OFFLINE) notebooks/00_tour.ipynb
 
 bench: $(STAMP)
 	$(BIN)/python -m kernels.bench --json reports/bench_cpu.json

@@ -30,6 +30,7 @@ BFLOAT16_GAIN = 2.0  # autocast adds casts, so bfloat16 must multiply at least t
 # gains a fifth (3,200 to 3,900 tokens/s, two AVX2 cores); with fast bfloat16 units they are a
 # fifth of it, and compiling doubles the speed.
 COMPILE_PAYS_S = {torch.float32: 300.0, torch.bfloat16: 60.0}
+CLEARLY_SLOWER = 1.5
 ASSUMED_FLOPS = {torch.float32: 1e11, torch.bfloat16: 4e11}  # of two cores, eager
 
 
@@ -128,12 +129,14 @@ def cpu_threads(n_threads: int) -> Iterator[int]:
     """Compute with `n_threads`, at most one for each core, inside the block; then restore.
 
     Where other programs use the cores, threads spend their time waiting for each other: 12 small
-    steps took 76 s with two threads and about 1 s with one. So one is taken when it is faster.
+    steps took 76 s with two threads and about 1 s with one. So one is taken when it is clearly
+    faster; a mere tie must not decide, since sums in another order change the last bits of a run
+    that is resumed.
     """
     before = torch.get_num_threads()
     n_threads = max(1, min(n_threads, n_cores()))
-    if n_threads > 1 and _busy_seconds(n_threads) > _busy_seconds(1):
-        logger.warning("This machine is busy: one thread is faster than %d, and used.", n_threads)
+    if n_threads > 1 and _busy_seconds(n_threads) > CLEARLY_SLOWER * _busy_seconds(1):
+        logger.warning("The cores are busy: %d threads wait for each other, one runs.", n_threads)
         n_threads = 1
     torch.set_num_threads(n_threads)
     try:
