@@ -129,6 +129,35 @@ def _pretrain_section(run: RunData) -> Section:
             [Metric.TASK_LOSS, Metric.LOSS, Metric.VAL_LOSS],
             reading=_read_loss(run, "pretrain"),
         ),
+        *_entropy_blocks(run, vocab_size),
+        curve_block(
+            run,
+            "ternary-codes",
+            figures.ternary_codes(metrics),
+            [Metric.ZERO_FRACTION, Metric.FLIP_RATE],
+            reading=readings.trend(
+                metrics, "pretrain", Metric.ZERO_FRACTION, "The share of zero codes", unit="%"
+            ),
+        ),
+        *_training_blocks(run),
+    ]
+    model = run.config.get("model", {})
+    intro = (
+        f"{model.get('n_layers', '?')} shared layers, run {n_loops} times; "
+        f"{run.n_parameters:,} stored parameters, vocabulary {vocab_size:,}, "
+        f"width {model.get('d_model', '?')}. Losses are nats per token; ln V = "
+        f"{math.log(vocab_size):.2f}."
+    )
+    title = "2 · Pre-training the looped model"
+    groups = sample_groups(run, "pretrain", "Free-running samples after pre-training")
+    status = stage_status(run, "pretrain")
+    return Section("pretrain", title, intro, status, blocks, groups=groups)
+
+
+def _entropy_blocks(run: RunData, vocab_size: int) -> list[Block]:
+    """Return the two entropies, which are never mixed: of the next token, and of the exits."""
+    metrics, n_loops = run.metrics, run.n_loops
+    return [
         curve_block(
             run,
             "token-entropy",
@@ -159,28 +188,7 @@ def _pretrain_section(run: RunData) -> Section:
             [f"{Metric.EXIT_PDF}{i}" for i in range(1, n_loops + 1)],
             reading=readings.read_exit_distribution(run),
         ),
-        curve_block(
-            run,
-            "ternary-codes",
-            figures.ternary_codes(metrics),
-            [Metric.ZERO_FRACTION, Metric.FLIP_RATE],
-            reading=readings.trend(
-                metrics, "pretrain", Metric.ZERO_FRACTION, "The share of zero codes", unit="%"
-            ),
-        ),
-        *_training_blocks(run),
     ]
-    model = run.config.get("model", {})
-    intro = (
-        f"{model.get('n_layers', '?')} shared layers, run {n_loops} times; "
-        f"{run.n_parameters:,} stored parameters, vocabulary {vocab_size:,}, "
-        f"width {model.get('d_model', '?')}. Losses are nats per token; ln V = "
-        f"{math.log(vocab_size):.2f}."
-    )
-    title = "2 · Pre-training the looped model"
-    groups = sample_groups(run, "pretrain", "Free-running samples after pre-training")
-    status = stage_status(run, "pretrain")
-    return Section("pretrain", title, intro, status, blocks, groups=groups)
 
 
 def _training_blocks(run: RunData) -> list[Block]:
