@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 
@@ -40,10 +40,19 @@ METRIC_SCHEMA = {
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never half of it."""
+    write_binary(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_binary(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file so that a reader sees the old content or the new, never half of it.
+
+    Args:
+        write: gets the open file, e.g. a data frame's `write_parquet`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -164,9 +173,7 @@ class Run:
         self._write_metrics(self.metrics())
 
     def _write_metrics(self, frame: pl.DataFrame) -> None:
-        temporary = self.dir / ".metrics.parquet.tmp"
-        frame.write_parquet(temporary)
-        os.replace(temporary, self.dir / "metrics.parquet")
+        write_binary(self.dir / "metrics.parquet", frame.write_parquet)
         (self.dir / "metrics.jsonl").unlink(missing_ok=True)
 
     def _update(self, stage: str, *, replace: bool = False, **values: Any) -> None:

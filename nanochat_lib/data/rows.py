@@ -23,7 +23,7 @@ import zstandard
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.difficulty import CLASSES, difficulty_of
-from nanochat_lib.data.shards import write_binary, write_index, write_shard
+from nanochat_lib.data.shards import write_index, write_shard
 from nanochat_lib.data.sources import Candidate
 from nanochat_lib.data.tinyrust.generate import TinyExample
 from nanochat_lib.data.tokenizer import train_tokenizer
@@ -36,7 +36,7 @@ from nanochat_lib.records import (
     Verified,
     as_row,
 )
-from nanochat_lib.runs import write_atomic
+from nanochat_lib.runs import write_atomic, write_binary
 from nanochat_lib.rust.syntax import SyntaxFeatures, features
 
 TRAIN = "train"

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from tokenizers import Tokenizer
 
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.runs import write_atomic
+from nanochat_lib.runs import write_atomic, write_binary
 
 INDEX_NAME = "index.json"
 MAX_VOCAB_SIZE = 2**16
@@ -37,19 +36,6 @@ class ShardInfo:
     n_bytes: int
     n_documents: int
     sha256: str
-
-
-def write_binary(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a binary file so that a reader sees the old content or the new, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_shard(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> ShardInfo:

@@ -7,7 +7,6 @@ Letters: P problems.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import polars as pl
 from nanochat_lib.evals.humaneval import is_flawed
 from nanochat_lib.evals.passk import bootstrap_interval, pass_at_k
 from nanochat_lib.records import Episode, EvalResult, Task, Verdict
+from nanochat_lib.runs import write_binary
 from nanochat_lib.rust.semantics import semantic_score
 from nanochat_lib.rust.toolchain import find_toolchain
 
@@ -235,9 +235,4 @@ def _counted(counter: Counter[tuple[str, str, str]], key: str) -> Rows:
 
 def write_frame(rows: Rows, path: Path, schema: dict[str, Any]) -> None:
     """Write rows as Parquet, so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_binary(path, pl.DataFrame(rows, schema=schema, orient="row").write_parquet)

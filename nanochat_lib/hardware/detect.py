@@ -51,7 +51,7 @@ def detect_machine() -> Machine:
     memory = _memory()
     return Machine(
         cpu=_cpu_name(),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         cpu_features=_cpu_features(),
         numa_nodes=max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))),
         memory_gb=memory.get("MemTotal", 0.0),
@@ -62,7 +62,7 @@ def detect_machine() -> Machine:
     )
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Count the processors this process may run on, not those that exist (containers, taskset)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

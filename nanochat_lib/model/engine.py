@@ -7,7 +7,6 @@ sequences, without synchronisation inside a step. Used by MaxRL rollouts, evalua
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from kernels import cpu
 from kernels.compile import LEVELS
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.model import decode
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.model.packed import (
@@ -77,7 +77,7 @@ class Engine:
         """
         config = model.config
         length = max_seq_len or config.max_seq_len
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or usable_cores()
         if length > config.max_seq_len:
             raise WorkbenchError(
                 f"max_seq_len {length} exceeds the model's {config.max_seq_len}. "

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.records import Level, Program, Verdict
 from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.toolchain import find_toolchain
@@ -121,7 +122,7 @@ def compare(n: int = 200, level: Level = Level.CHECK, *, seed: int = 0, chunk: i
     Returns:
         a plain dictionary: both sides' milliseconds per program, ratios, and disagreements.
     """
-    programs, workers = sample_programs(n, seed), os.cpu_count() or 1
+    programs, workers = sample_programs(n, seed), usable_cores()
     verify(programs[:1], level)  # start a launcher before the clock
     spent, passed = {"engine": [0.0, 0.0], "plain": [0.0, 0.0]}, {"engine": [], "plain": []}
     for start in range(0, n, chunk):

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError, nearest
+from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
 from nanochat_lib.rust.judging import batch, harness
 from nanochat_lib.rust.judging.batch import Settings, Unit
@@ -108,7 +109,7 @@ def _results(
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[int, Verified]]:
     """Yield (place in the input, verdict) as they come."""
-    n_workers = workers or os.cpu_count() or 1
+    n_workers = workers or usable_cores()
     n_total = len(programs) if isinstance(programs, Sized) else 0
     batch_size = settings.config.batch_size
     if n_total:

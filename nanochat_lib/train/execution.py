@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig
+from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model.looplm import LoopLM, call_layer
 
@@ -134,7 +135,7 @@ def cpu_threads(n_threads: int) -> Iterator[int]:
     that is resumed.
     """
     before = torch.get_num_threads()
-    n_threads = max(1, min(n_threads, n_cores()))
+    n_threads = max(1, min(n_threads, usable_cores()))
     if n_threads > 1 and _busy_seconds(n_threads) > CLEARLY_SLOWER * _busy_seconds(1):
         logger.warning("The cores are busy: %d threads wait for each other, one runs.", n_threads)
         n_threads = 1
@@ -143,13 +144,6 @@ def cpu_threads(n_threads: int) -> Iterator[int]:
         yield n_threads
     finally:
         torch.set_num_threads(before)
-
-
-def n_cores() -> int:
-    """Return the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _busy_seconds(n_threads: int) -> float:
