@@ -89,7 +89,7 @@ class DataConfig(StageConfig):
 class VerifyConfig(StageConfig):
     """Limits of the verification engine, per program unless said otherwise."""
 
-    batch_size: int = Field(64, ge=1, description="programs compiled together as one crate")
+    batch_size: int = Field(128, ge=1, description="programs compiled together as one crate")
     compile_cpu_s: float = Field(10.0, gt=0, description="CPU seconds rustc may use alone")
     run_cpu_s: float = Field(2.0, gt=0, description="CPU seconds the tests may use")
     memory_mib: int = Field(1024, ge=64, description="address space in MiB of a test program")

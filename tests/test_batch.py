@@ -9,7 +9,7 @@ import pytest
 
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.records import Level, Program, Verdict
-from nanochat_lib.rust.bench import sample_programs
+from nanochat_lib.evals.verification.corpus import mixed_corpus
 from nanochat_lib.rust.judging import batch
 from nanochat_lib.rust.judging.batch import (
     Settings,
@@ -63,7 +63,7 @@ ALONE_TO_COMPILE = [
     "fn main() {}\n/// about nothing",
     "fn main() { cfg!(test); }",
 ]
-ALONE_TO_RUN = [
+OWN_PROCESS = [
     "fn main() { unsafe {} }",
     "fn main() { std::process::exit(0) }",
     "use std::process::{self as p, exit}; fn main() { exit(0) }",
@@ -71,7 +71,10 @@ ALONE_TO_RUN = [
     "fn main() { go!(process, exit) }",
     'fn main() { std::fs::remove_file("x").ok(); }',
     "use std::io::*; fn main() { stdout().flush(); }",
+]
+ALONE_TO_RUN = [
     "fn main() { std::thread::current(); }",
+    "fn main() { std::process::id(); }",
     "fn main() { std::panic::set_hook(Box::new(|_| ())); }",
 ]
 
@@ -79,7 +82,7 @@ ALONE_TO_RUN = [
 @pytest.mark.parametrize("source", SHARED)
 def test_ordinary_programs_may_share(source: str) -> None:
     policy = policy_of(source)
-    assert (policy.compile_alone, policy.run_alone) == ("", "")
+    assert (policy.compile_alone, policy.run_alone, policy.own_process) == ("", "", "")
 
 
 @pytest.mark.parametrize("source", ALONE_TO_COMPILE)
@@ -89,8 +92,38 @@ def test_what_sees_the_crate_is_compiled_alone(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ALONE_TO_RUN)
-def test_what_reaches_the_process_runs_alone(source: str) -> None:
+def test_what_sees_that_it_is_one_of_many_is_built_alone_to_run(source: str) -> None:
     assert policy_of(source).run_alone
+
+
+@pytest.mark.parametrize("source", OWN_PROCESS)
+def test_what_reaches_the_process_has_one_of_its_own(source: str) -> None:
+    policy = policy_of(source)
+    assert policy.own_process
+    assert not policy.compile_alone
+
+
+MODULE = "#[cfg(test)] mod tests { use super::*; #[test] fn t() {} }"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_apart"),
+    [
+        (f"fn f() {{}} {MODULE}", True),
+        (f"fn f() {{}} {MODULE} fn g() {{}}", True),
+        (f"fn f() {{ tests::t() }} {MODULE}", False),
+        (f"#[cfg(test)] use std::fmt; {MODULE}", False),
+        (f"mod inner {{ {MODULE} }}", False),
+        (f"#[test] fn u() {{}} {MODULE}", False),
+        (f"{MODULE} {MODULE}", False),
+        ("#[cfg(test)] mod tests { impl super::T for super::S {} #[test] fn t() {} }", False),
+        ("mod tests { #[test] fn t() {} }", False),
+    ],
+)
+def test_screening_leaves_out_only_tests_that_the_rest_cannot_notice(
+    source: str, is_apart: bool
+) -> None:
+    assert policy_of(source).has_tests_apart is is_apart
 
 
 def test_other_editions_and_long_texts_are_alone() -> None:
@@ -172,11 +205,14 @@ def test_a_batch_without_a_culprit_is_split(
 
 @needs_sandbox
 def test_the_batch_path_agrees_with_programs_judged_alone() -> None:
-    programs = sample_programs(48, seed=5)
+    programs = mixed_corpus(48, seed=5)
     together = verify(programs, "test")
     alone = verify(programs[:12], "test", config=VerifyConfig(batch_size=1))
     assert [o.verdict for o in alone] == [o.verdict for o in together[:12]]
-    assert [o.codes for o in alone] == [o.codes for o in together[:12]]
+    for one, other in zip(alone, together, strict=False):
+        # Screened without its tests, a program shows the errors of its function alone.
+        assert set(other.codes) <= set(one.codes)
+        assert bool(other.diagnostics) == bool(one.diagnostics)
     assert len({o.verdict for o in together}) >= 3
 
 
@@ -184,7 +220,7 @@ def test_the_batch_path_agrees_with_programs_judged_alone() -> None:
 @pytest.mark.slow
 def test_a_macro_that_explodes_takes_no_neighbour_with_it() -> None:
     bomb = "macro_rules! m { ($($t:tt)*) => { m!($($t)* $($t)*) } } fn main() { m!(a a a a) }"
-    programs = [*sample_programs(20, seed=1), Program("bomb", bomb)]
+    programs = [*mixed_corpus(20, seed=1), Program("bomb", bomb)]
     with_bomb = verify(programs, "check", config=VerifyConfig(compile_cpu_s=3))
     without = verify(programs[:-1], "check")
     assert [o.verdict for o in with_bomb[:-1]] == [o.verdict for o in without]

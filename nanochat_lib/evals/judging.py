@@ -129,7 +129,7 @@ def judge_attempts(
         on_progress: called with (programs judged, programs).
     """
     verified = verify(
-        [_program_of(attempt) for attempt in attempts],
+        [program_of(attempt.task, attempt.text) for attempt in attempts],
         Level.TEST,
         config=config.verify,
         cache_dir=cache_dir,
@@ -154,8 +154,8 @@ def judge_attempts(
     return episodes
 
 
-def _program_of(attempt: Attempt) -> Program:
-    task = attempt.task
+def program_of(task: Task, completion: str) -> Program:
+    """Return the program that judges a completion, with the stand-ins that HumanEval-X needs."""
     if task.task_set == "humaneval_x":
-        task = with_stand_ins(task, attempt.text)
-    return assemble(task, attempt.text)
+        task = with_stand_ins(task, completion)
+    return assemble(task, completion)

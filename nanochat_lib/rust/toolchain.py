@@ -33,8 +33,16 @@ class Toolchain:
     @property
     def clippy(self) -> Path | None:
         """Return clippy-driver of the same toolchain, if it is installed."""
-        driver = self.sysroot / "bin" / "clippy-driver"
-        return driver if driver.is_file() else None
+        return self._tool("clippy-driver")
+
+    @property
+    def rustfmt(self) -> Path | None:
+        """Return rustfmt of the same toolchain, if it is installed."""
+        return self._tool("rustfmt")
+
+    def _tool(self, name: str) -> Path | None:
+        path = self.sysroot / "bin" / name
+        return path if path.is_file() else None
 
 
 @cache

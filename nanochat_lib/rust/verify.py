@@ -27,8 +27,8 @@ from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError, nearest
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
-from nanochat_lib.rust.judging import batch, harness
-from nanochat_lib.rust.judging.batch import Settings, Unit
+from nanochat_lib.rust.judging import batch, harness, lexing
+from nanochat_lib.rust.judging.batch import Outcome, Settings, Unit
 from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.sandbox import SandboxError, sandbox_level
 from nanochat_lib.rust.syntax import parses
@@ -237,10 +237,9 @@ class _Desk:
         return cached or _without_rustc(program, self.settings)
 
     def _put_in_line(self, unit: Unit) -> None:
-        unit.has_tree = parses(unit.program.source)
         level, policy = self.settings.level, unit.policy
         reason = policy.run_alone if level is Level.TEST else policy.compile_alone
-        unit.is_alone = bool(reason) or not unit.has_tree
+        unit.is_alone = bool(reason)
         if unit.is_alone:
             self._send([unit])
             return
@@ -334,10 +333,16 @@ def _judge(
     units: list[Unit], folder: Path, settings: Settings, verdicts: dict[int, Verified]
 ) -> None:
     by_key = {unit.key: unit for unit in units}
-    if units[0].is_alone:
-        outcome = batch.compile_alone(units[0], folder, settings)
-    else:
-        outcome = batch.compile_batch(units, folder, settings)
+    unbalanced = [unit for unit in units if not unit.policy.is_balanced]
+    verdicts |= lexing.judge_unbalanced(unbalanced, folder / "lexing", settings)
+    alone = [unit for unit in units if unit.is_alone or unit in unbalanced]
+    outcome = Outcome()
+    for unit in alone:
+        if unit.key not in verdicts:
+            outcome.add(batch.compile_alone(unit, folder / f"alone{unit.key}", settings))
+    shared = [unit for unit in units if unit not in alone]
+    if shared:
+        outcome.add(batch.compile_batch(shared, folder / "batch", settings))
     for key, verified in outcome.judged.items():
         verdicts[key] = _name_parse_error(by_key[key], verified)
     for built in outcome.built:
@@ -350,16 +355,17 @@ def _judge(
         else:
             judged, doubtful = harness.run_batch(built, settings)
             verdicts |= judged
-            for number, unit in enumerate(doubtful):
+            for unit in doubtful:
                 unit.is_alone = True
-                _judge([unit], built.folder / f"alone{number}", settings, verdicts)
+                _judge([unit], built.folder / "again", settings, verdicts)
 
 
 def _name_parse_error(unit: Unit, verified: Verified) -> Verified:
     """Return the verdict as PARSE_ERROR where tree-sitter and rustc both say so."""
     if verified.verdict is not Verdict.COMPILE_ERROR:
         return verified
-    if not unit.has_tree and batch.is_parse_error(verified.diagnostics):
+    is_grammar = batch.is_parse_error(verified.diagnostics)
+    if is_grammar and not parses(unit.program.source):
         return replace(verified, verdict=Verdict.PARSE_ERROR)
     # Below `check` nothing but the grammar counts, and rustc read this text to its end.
     is_syntax = verified.level is Level.SYNTAX

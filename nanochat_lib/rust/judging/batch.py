@@ -22,10 +22,13 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
 from nanochat_lib.rust.judging.policy import Policy
 from nanochat_lib.rust.sandbox import COMPILE_LIMITS, Completed, run_sandboxed
+from nanochat_lib.rust.semantics import error_class
 from nanochat_lib.rust.toolchain import Toolchain
 
 # -Awarnings leaves deny lints alone, which decide verdicts; --cap-lints would not.
-FLAGS = ("-Awarnings", "-Copt-level=0", "-Cdebuginfo=0", "-Cstrip=debuginfo")
+# One codegen unit: 8 % less CPU for a batch of 64, whose threads would share two cores anyway.
+FLAGS = ("-Awarnings", "-Copt-level=0", "-Cdebuginfo=0", "-Cstrip=debuginfo", "-Ccodegen-units=1")
+FEWEST_TO_SCREEN = 12  # below this, starting rustc once more costs what screening saves
 SPLIT_INTO = 8  # parts of a batch that died: three levels reach one program of 64
 MAX_DIAGNOSTICS = 20  # kept per program
 _PARSE_CODES = frozenset(
@@ -43,7 +46,6 @@ class Unit:
     key: int  # chosen by the caller, unique
     program: Program
     policy: Policy
-    has_tree: bool = True  # tree-sitter reads it without an error
     is_alone: bool = False  # may share neither crate nor process
     module: str = ""
     cpu_ms: float = 0.0
@@ -181,28 +183,48 @@ def compile_batch(units: Sequence[Unit], folder: Path, settings: Settings) -> Ou
     """
     folder.mkdir(parents=True)
     _write_modules(units, folder)
-    alive, outcome = list(units), Outcome()
+    outcome = Outcome()
+    _screen([unit for unit in units if unit.policy.has_tests_apart], folder, settings, outcome)
+    alive = [unit for unit in units if unit.key not in outcome.judged]
     while alive:
         done = _compile_crate(alive, folder, settings)
-        for unit in alive:
-            unit.cpu_ms += done.cpu_s * 1e3 / len(alive)
         if done.ended == "exit" and done.returncode == 0:
             binary = folder / "crate" if settings.level in (Level.BUILD, Level.TEST) else None
             outcome.built.append(Built(alive, folder, binary, done.sandbox))
             break
+        has_checked = settings.level is not Level.CHECK and _has_metadata(done)
+        verdict = Verdict.BUILD_ERROR if has_checked else Verdict.COMPILE_ERROR
         blamed = _blame(done, alive)
         for unit, messages in blamed:
-            verdict = (
-                Verdict.BUILD_ERROR
-                if settings.level is not Level.CHECK and _has_metadata(done)
-                else Verdict.COMPILE_ERROR
-            )
             outcome.judged[unit.key] = verified_as(unit, verdict, settings, done, messages)
         if not blamed:
             outcome.add(_split(alive, folder, settings))
             break
         alive = [unit for unit in alive if unit.key not in outcome.judged]
     return outcome
+
+
+def _screen(units: Sequence[Unit], folder: Path, settings: Settings, outcome: Outcome) -> None:
+    """Judge what does not compile even without its tests, which costs a third of compiling them.
+
+    Most programs that fail do so in the function that a model wrote. The tests are compiled once,
+    with what is left. rustc stops after macros where one does not expand, so another look is worth
+    its cost until it has come to types.
+    """
+    alive = list(units)
+    while len(alive) >= FEWEST_TO_SCREEN:
+        done = _compile_crate(alive, folder, replace(settings, level=Level.CHECK), tests=False)
+        blamed = _blame(done, alive)
+        for unit, messages in blamed:
+            verdict = Verdict.COMPILE_ERROR
+            outcome.judged[unit.key] = verified_as(unit, verdict, settings, done, messages)
+        if not blamed or any(_is_about_types(d) for _, messages in blamed for d in messages):
+            break
+        alive = [unit for unit in alive if unit.key not in outcome.judged]
+
+
+def _is_about_types(diagnostic: Diagnostic) -> bool:
+    return error_class(diagnostic.code) in ("types", "ownership", "lifetimes")
 
 
 def _split(units: Sequence[Unit], folder: Path, settings: Settings) -> Outcome:
@@ -231,16 +253,21 @@ def _write_modules(units: Sequence[Unit], folder: Path) -> None:
         (folder / f"{unit.module}.rs").write_bytes(text.encode())
 
 
-def _compile_crate(units: Sequence[Unit], folder: Path, settings: Settings) -> Completed:
+def _compile_crate(
+    units: Sequence[Unit], folder: Path, settings: Settings, *, tests: bool = True
+) -> Completed:
     root = "".join(f"pub mod {unit.module};\n" for unit in units)
     (folder / "crate.rs").write_text(root)
     is_library = units[0].policy.kind == "lib" and settings.level is not Level.CHECK
-    crate = "--crate-type=lib" if is_library else "--test"
+    crate = "--crate-type=lib" if is_library or not tests else "--test"
     # Less than a program alone may use: a batch that needs more is split, which is cheaper than
     # letting one endless program use up the limit of all.
     cpu_s = min(settings.config.compile_cpu_s, 2.0 + 0.06 * len(units))
     arguments = [crate, "--crate-name=batch", "-o", "crate", "crate.rs"]
-    return _rustc(arguments, units[0].program.edition, folder, settings, cpu_s)
+    done = _rustc(arguments, units[0].program.edition, folder, settings, cpu_s)
+    for unit in units:
+        unit.cpu_ms += done.cpu_s * 1e3 / len(units)
+    return done
 
 
 def _blame(done: Completed, units: Sequence[Unit]) -> list[tuple[Unit, list[Diagnostic]]]:

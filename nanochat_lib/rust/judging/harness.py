@@ -9,7 +9,8 @@ every selected test passed. PASSED needs the proof, and exit status 0 from the k
 
 A batch is one libtest process. Failing tests leave and the rest runs again until there is a proof;
 a crash or a timeout is charged to nobody: the program whose test was running is run by itself.
-Programs that could write raw output, exit or reach memory (`policy.run_alone`) never share one.
+Programs that could write raw output, exit or reach memory (`policy.own_process`) never share a
+process: each has one of its own, in a folder of its own, from the same binary.
 
 What remains: the nonce lies in the memory of the process, so code with `unsafe` (or unsafe
 attributes) that searches its own stack for it could forge the proof. Safe code cannot: the
@@ -173,9 +174,7 @@ def _run(built: Built, arguments: Sequence[str], settings: Settings, limits: Lim
 
 def _run_folder(built: Built) -> Path:
     """Return an empty folder to run in: the sources hold the names that a batch keeps secret."""
-    folder = built.folder / "run"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return Path(tempfile.mkdtemp(prefix="run", dir=built.folder))
 
 
 def _limits(settings: Settings) -> Limits:
@@ -206,20 +205,27 @@ def run_alone(built: Built, settings: Settings) -> Verified:
         run = _run(built, [], settings, _limits(settings))
         unit.cpu_ms += run.done.cpu_s * 1e3
         return _judge_process(unit, run, settings, n_tests=0)
-    # The list is proven too: a program that runs code before `main` cannot shorten it unseen.
-    listing = _run(built, ["--list"], settings, _limits(settings))
+    return _run_listed_tests(built, unit, [], settings)
+
+
+def _run_listed_tests(
+    built: Built, unit: Unit, chosen: Sequence[str], settings: Settings
+) -> Verified:
+    """Run the chosen tests of a program whose own output is not believed, after listing them.
+
+    The list is proven too: a program that runs code before `main` cannot shorten it unseen.
+    """
+    listing = _run(built, ["--list", *chosen], settings, _limits(settings))
     unit.cpu_ms += listing.done.cpu_s * 1e3
     if not listing.is_proven:
         return _judge_process(unit, listing, settings, n_tests=0)
-    return _run_tests(
-        built, unit, ["--test-threads=1"], len(_LISTED.findall(listing.stdout)), settings
-    )
+    return _run_tests(built, unit, chosen, len(_LISTED.findall(listing.stdout)), settings)
 
 
 def _run_tests(
-    built: Built, unit: Unit, arguments: Sequence[str], n_listed: int | None, settings: Settings
+    built: Built, unit: Unit, chosen: Sequence[str], n_listed: int | None, settings: Settings
 ) -> Verified:
-    run = _run(built, arguments, settings, _limits(settings))
+    run = _run(built, ["--test-threads=1", *chosen], settings, _limits(settings))
     unit.cpu_ms += run.done.cpu_s * 1e3
     results = _read_report(run.stdout).results.values()
     n_ignored = sum(result == "ignored" for result in results)
@@ -299,7 +305,11 @@ def run_batch(built: Built, settings: Settings) -> tuple[dict[int, Verified], li
         why = "nothing to run: no test, no main"
         return {u.key: _judged(u, Verdict.UNJUDGED, settings, built, why) for u in built.units}, []
     verdicts: dict[int, Verified] = {}
-    waiting, doubtful = list(built.units), []
+    doubtful: list[Unit] = []
+    waiting = [unit for unit in built.units if not unit.policy.own_process]
+    for unit in built.units:
+        if unit.policy.own_process:
+            _keep(unit, _run_by_itself(built, unit, settings), verdicts, doubtful)
     limits = _limits(settings)
     limits = replace(limits, cpu_s=min(limits.cpu_s, _BATCH_CPU_S), wall_s=limits.wall_s / 2)
     while waiting:
@@ -315,13 +325,18 @@ def run_batch(built: Built, settings: Settings) -> tuple[dict[int, Verified], li
         left = list(_leaving(waiting, report, run))
         for unit in left or waiting:
             verdict = _fail(unit, report, run, settings) if left else None
-            verdict = verdict or _run_by_itself(built, unit, settings)
-            if verdict is None:
-                doubtful.append(unit)
-            else:
-                verdicts[unit.key] = verdict
+            _keep(unit, verdict or _run_by_itself(built, unit, settings), verdicts, doubtful)
         waiting = [unit for unit in waiting if left and unit not in left]
     return verdicts, doubtful
+
+
+def _keep(
+    unit: Unit, verdict: Verified | None, verdicts: dict[int, Verified], doubtful: list[Unit]
+) -> None:
+    if verdict is None:
+        doubtful.append(unit)
+    else:
+        verdicts[unit.key] = verdict
 
 
 def _leaving(waiting: Sequence[Unit], report: _Report, run: _Run) -> Iterator[Unit]:
@@ -361,10 +376,12 @@ def _fail(unit: Unit, report: _Report, run: _Run, settings: Settings) -> Verifie
 
 def _run_by_itself(built: Built, unit: Unit, settings: Settings) -> Verified | None:
     """Run one program of a batch in a process of its own; None: it must be compiled alone too."""
-    arguments = ["--test-threads=1", f"{unit.module}::"]
+    chosen = [f"{unit.module}::"]
+    if unit.policy.kind == "test" and unit.policy.own_process:
+        return _run_listed_tests(built, unit, chosen, settings)
     if unit.policy.kind == "test":
-        return _run_tests(built, unit, arguments, None, settings)
-    run = _run(built, arguments, settings, _limits(settings))
+        return _run_tests(built, unit, chosen, None, settings)
+    run = _run(built, ["--test-threads=1", *chosen], settings, _limits(settings))
     unit.cpu_ms += run.done.cpu_s * 1e3
     if run.done.ended == "signal":  # a thread's stack is smaller than that of a real `main`
         return None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nanochat_lib.rust.syntax import tokens
+from nanochat_lib.rust.syntax import Token, tokens
 
 Kind = Literal["test", "main", "lib"]
 
@@ -34,16 +34,15 @@ _COMPILE_ALONE = _words(
     "no_core proc_macro include include_str include_bytes option_env env module_path type_name "
     "type_name_of_val deny forbid Location caller rustc_builtin_macro"
 )
-# Words that let a running program reach its process, its neighbours or the judge's channel.
+# Words that let a running program see that it is one of many: its thread's name, libtest's hooks.
 _RUN_ALONE = _words(
-    "unsafe fs net os stdout catch_unwind resume_unwind set_hook take_hook update_hook Backtrace "
-    "abort set_output_capture"
+    "os catch_unwind resume_unwind set_hook take_hook update_hook Backtrace set_output_capture"
 )
+# Words that let it reach its process, its neighbours' memory and files, or the judge's channel.
+_OWN_PROCESS = _words("unsafe fs net stdout abort")
 # Pairs of words: the first is an everyday name, dangerous only beside one of the second.
-_RUN_ALONE_PAIRS = (
-    ("process", frozenset(("exit", "Command", "id", "Stdio", "Child", "abort"))),
-    ("thread", frozenset(("current",))),
-)
+_RUN_ALONE_PAIRS = (("thread", frozenset(("current",))), ("process", frozenset(("id",))))
+_OWN_PROCESS_PAIRS = (("process", frozenset(("exit", "Command", "Stdio", "Child", "abort"))),)
 # A type or trait of this name may be the standard one wherever the local one is not in scope.
 _STANDARD = _words(
     "i8 i16 i32 i64 i128 isize u8 u16 u32 u64 u128 usize f32 f64 bool char str String Vec Option "
@@ -58,8 +57,11 @@ class Policy:
 
     kind: Kind
     compile_alone: str = ""  # the reason, or empty
-    run_alone: str = ""
+    run_alone: str = ""  # the reason to run it from a binary of its own
+    own_process: str = ""  # the reason to run it in a process of its own
     n_tests: int = 0  # `#[test]` attributes outside of macro definitions
+    is_balanced: bool = True  # brackets match
+    has_tests_apart: bool = False  # what is wrong without its test module is wrong with it too
 
 
 def policy_of(source: str, edition: str = "2021") -> Policy:
@@ -74,11 +76,34 @@ def policy_of(source: str, edition: str = "2021") -> Policy:
     reason = ""
     if any(token.kind == "open_quote" for token in lexed):
         reason = "an unterminated string or comment"
+    elif not _is_balanced(lexed):
+        return Policy(kind, is_balanced=False)
     elif edition not in ("2021", "2024"):
         reason = "an edition whose paths start at the crate"
     else:
         reason = _crate_reason(texts) or _shape_reason(source, lexed, kind) or _impl_reason(texts)
-    return Policy(kind, reason, reason or _run_reason(texts), _count_tests(texts))
+    words = {text.removeprefix("r#") for text in texts}
+    alone = reason or _found(words, _RUN_ALONE, _RUN_ALONE_PAIRS)
+    own_process = _found(words, _OWN_PROCESS, _OWN_PROCESS_PAIRS)
+    return Policy(
+        kind,
+        reason,
+        alone,
+        own_process,
+        n_tests=_count_tests(texts),
+        has_tests_apart=kind == "test" and _has_tests_apart(texts),
+    )
+
+
+def _is_balanced(lexed: list[Token]) -> bool:
+    """Return whether brackets match, as rustc's lexer demands."""
+    is_open: list[str] = []
+    for token in lexed:
+        if token.text in _OPEN:
+            is_open.append(_OPEN[token.text])
+        elif token.text in _CLOSE and (not is_open or is_open.pop() != token.text):
+            return False
+    return not is_open
 
 
 def _guess_kind(source: str) -> Kind:
@@ -118,6 +143,27 @@ def _closing(texts: list[str], place: int) -> int:
             if depth <= 0:
                 return index
     return len(texts)
+
+
+def _has_tests_apart(texts: list[str]) -> bool:
+    """Return whether all tests are in one `#[cfg(test)] mod` that the rest cannot notice.
+
+    The rest must not name that module nor ask for `test` itself, and the module must not implement
+    anything for the rest. Then every error of the rest alone is an error of the whole.
+    """
+    places = list(_sequence(texts, "#", "[", "cfg", "(", "test", ")", "]", "mod"))
+    if len(places) != 1 or texts[places[0] + 9 : places[0] + 10] != ["{"]:
+        return False
+    start = places[0]
+    end = _closing(texts, start + 9)
+    before, inside, behind = texts[:start], texts[start + 10 : end], texts[end + 1 :]
+    is_at_top = sum((text in _OPEN) - (text in _CLOSE) for text in before) == 0
+    name = texts[start + 8]
+    return (
+        is_at_top
+        and "impl" not in inside
+        and {name, "cfg", "cfg_attr", "test"}.isdisjoint(before + behind)
+    )
 
 
 def _crate_reason(texts: list[str]) -> str:
@@ -167,7 +213,7 @@ def _shape_reason(source: str, lexed: list, kind: Kind) -> str:
     texts = [token.text for token in lexed]
     if kind == "test":
         return ""
-    if "test" in texts or "doctest" in texts:
+    if "doctest" in texts or _may_ask_for_test(texts):
         return "asks whether it is being tested"
     if kind == "lib":
         return ""
@@ -176,6 +222,18 @@ def _shape_reason(source: str, lexed: list, kind: Kind) -> str:
     if last.text not in ("}", ";") or "///" in rest or "/**" in rest:
         return "ends with something unfinished"
     return "" if _has_plain_main(texts) else "has an unusual main"
+
+
+def _may_ask_for_test(texts: list[str]) -> bool:
+    """Return whether the word `test` may be more than a function of the program's own.
+
+    `cfg(test)`, `#[core::prelude::v1::test]`, an import or a macro that makes an attribute of it
+    would mean something else under `--test`.
+    """
+    places = [place for place, text in enumerate(texts) if text == "test"]
+    if places and not {"cfg", "cfg_attr", "macro_rules"}.isdisjoint(texts):
+        return True
+    return any(texts[i + 1 : i + 2] != ["("] or texts[i - 1 : i] in ([":"], ["["]) for i in places)
 
 
 def _has_plain_main(texts: list[str]) -> bool:
@@ -249,12 +307,14 @@ def _root(path: list[str]) -> str:
     return names[-1] if names and has_only_path else ""
 
 
-def _run_reason(texts: list[str]) -> str:
-    words = {text.removeprefix("r#") for text in texts}
-    found = _RUN_ALONE & words
+def _found(
+    words: set[str], dangerous: frozenset[str], pairs: Iterable[tuple[str, frozenset[str]]]
+) -> str:
+    """Return which dangerous word, or pair of words, a program uses, or an empty string."""
+    found = dangerous & words
     if found:
         return f"uses {min(found)}"
-    for first, others in _RUN_ALONE_PAIRS:
+    for first, others in pairs:
         if first in words and others & words:
             return f"uses {first} and {min(others & words)}"
     return ""

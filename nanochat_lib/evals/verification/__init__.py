@@ -1,0 +1,1 @@
+"""Measuring the verification engine: a mixed corpus, independent judges, differences and cost."""
