@@ -128,7 +128,8 @@ def test_diagnostics_give_code_and_place_in_the_program() -> None:
     for others in ([], [Program(str(i), f"fn f{i}() {{}}") for i in range(3)]):
         (result, *_) = verify([Program("it", source), *others], "check")
         assert result.diagnostics[0].code == "E0308"
-        assert (result.diagnostics[0].line, result.diagnostics[0].column) == (2, 18)
+        (one,) = result.diagnostics
+        assert (one.line, one.column, one.end_line, one.end_column) == (2, 18, 2, 21)
 
 
 def test_a_panic_message_becomes_the_detail() -> None:

@@ -33,7 +33,14 @@ _PARSE_CODES = frozenset(
 )
 # Messages without a code that are not about the grammar.
 _NOT_PARSING = ("cannot find", "no rules expected", "linking with", "recursion limit", "format arg")
-_NOT_THE_PROGRAM = ("No space left", "failed to write", "couldn't create", "linker `", "can't find")
+_SPAN = (
+    ("line", "line_start"), ("column", "column_start"),
+    ("end_line", "line_end"), ("end_column", "column_end"),
+)  # fmt: skip
+_NOT_THE_PROGRAM = (
+    "No space left", "failed to write", "couldn't create", "linker `", "can't find",
+    "couldn't read",
+)  # fmt: skip
 
 
 @dataclass
@@ -299,14 +306,13 @@ def read_messages(stderr: bytes) -> list[Message]:
         place = _place(entry)
         if not is_error:
             if place and messages and not messages[-1].file:
-                last = messages.pop().diagnostic
-                messages.append(Message(place[0], replace(last, line=place[1], column=place[2])))
+                messages[-1] = Message(place[0], replace(messages[-1].diagnostic, **place[1]))
             continue
         text, code = entry.get("message", ""), (entry.get("code") or {}).get("code", "")
         if not place and text.startswith(("aborting due to", "could not compile")):
             continue
-        file, row, column = place or ("", 0, 0)
-        messages.append(Message(file, Diagnostic("error", code, text, row, column)))
+        file, span = place or ("", {})
+        messages.append(Message(file, Diagnostic("error", code, text, **span)))
     return messages
 
 
@@ -320,12 +326,12 @@ def _json_object(line: bytes) -> dict:
     return entry if isinstance(entry, dict) else {}
 
 
-def _place(entry: dict) -> tuple[str, int, int] | None:
-    """Return file, line and column of a message: its primary span, or one that led to it."""
+def _place(entry: dict) -> tuple[str, dict[str, int]] | None:
+    """Return file and span of a message: its primary span, or one that led to it."""
     for span in _spans(entry):
         while span:
             if "/" not in span["file_name"] and span["file_name"].endswith(".rs"):
-                return span["file_name"], span["line_start"], span["column_start"]
+                return span["file_name"], {ours: span.get(name, 0) for ours, name in _SPAN}
             span = (span.get("expansion") or {}).get("span")
     return None
 
@@ -347,10 +353,7 @@ def verified_as(
     detail: str = "",
 ) -> Verified:
     """Return the judgement of a unit; places behind the program's own text become 0."""
-    own = tuple(
-        replace(d, line=0, column=0) if d.line > unit.n_lines else d
-        for d in diagnostics[:MAX_DIAGNOSTICS]
-    )
+    own = tuple(_in_own_text(d, unit.n_lines) for d in diagnostics[:MAX_DIAGNOSTICS])
     return Verified(
         program_id=unit.program.program_id,
         verdict=verdict,
@@ -360,3 +363,11 @@ def verified_as(
         sandbox=done.sandbox,
         cpu_ms=unit.cpu_ms,
     )
+
+
+def _in_own_text(diagnostic: Diagnostic, n_lines: int) -> Diagnostic:
+    if diagnostic.line > n_lines:
+        return replace(diagnostic, line=0, column=0, end_line=0, end_column=0)
+    if diagnostic.end_line > n_lines:
+        return replace(diagnostic, end_line=0, end_column=0)
+    return diagnostic
