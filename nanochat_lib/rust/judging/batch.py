@@ -37,6 +37,7 @@ _SPAN = (
     ("line", "line_start"), ("column", "column_start"),
     ("end_line", "line_end"), ("end_column", "column_end"),
 )  # fmt: skip
+_LINKER_KILLED = b"collect2: fatal error: ld terminated with signal 9"
 _NOT_THE_PROGRAM = (
     "No space left", "failed to write", "couldn't create", "linker `", "can't find",
     "couldn't read",
@@ -143,6 +144,8 @@ def _judge_alone(
     if blameless:
         _refuse_missing_linker(blameless[0])
         return Verdict.UNJUDGED, f"rustc could not work: {blameless[0]}"
+    if _LINKER_KILLED in done.stderr and messages and messages[0].message.startswith("linking "):
+        return Verdict.UNJUDGED, "the linker was killed"
     if not messages:
         return Verdict.UNJUDGED, "rustc failed without a message"
     has_built_metadata = settings.level is not Level.CHECK and _has_metadata(done)
