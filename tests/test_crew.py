@@ -42,7 +42,7 @@ printf 'host: x86_64-unknown-linux-gnu\\nrelease: 1.99.0\\n'; fi
 
 @cache
 def programs() -> list[Program]:
-    return sample_programs(96, seed=11)
+    return sample_programs(80, seed=11)
 
 
 def _judged(found: list[Verified]) -> list[tuple]:
@@ -72,6 +72,7 @@ def test_a_pool_of_threads_gives_the_same_verdicts() -> None:
         assert pool.submit(int, "1").result() == 1, "the pool stays open for its owner"
 
 
+@pytest.mark.slow
 def test_a_pool_of_processes_gives_the_same_verdicts() -> None:
     with _processes() as pool:
         assert _judged(verify(programs(), "test", config=SMALL, executor=pool)) == here()
@@ -101,7 +102,7 @@ class Watched(Executor):
 
 def test_only_a_few_batches_per_worker_are_in_flight() -> None:
     watched = Watched()
-    many = [Program(str(i), f"fn f() -> u8 {{ {i} % 7 }}") for i in range(400)]
+    many = [Program(str(i), f"fn f() -> u8 {{ {i} % 7 }}") for i in range(160)]
     verify(many, "check", config=VerifyConfig(batch_size=8), executor=watched)
     watched.pool.shutdown()
     assert 1 < watched.most <= IN_FLIGHT_PER_WORKER + 1

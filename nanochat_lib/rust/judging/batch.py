@@ -11,6 +11,7 @@ Source of the message format: "JSON Output" in the rustc book.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import signal
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,9 @@ _SPAN = (
     ("line", "line_start"), ("column", "column_start"),
     ("end_line", "line_end"), ("end_column", "column_end"),
 )  # fmt: skip
-_LINKER_KILLED = b"collect2: fatal error: ld terminated with signal 9"
+_LINKER_KILLED = re.compile(
+    rb"failed: signal: 9|ld terminated with signal 9|Killed signal terminated program"
+)
 _NOT_THE_PROGRAM = (
     "No space left", "failed to write", "couldn't create", "linker `", "can't find",
     "couldn't read",
@@ -144,7 +147,8 @@ def _judge_alone(
     if blameless:
         _refuse_missing_linker(blameless[0])
         return Verdict.UNJUDGED, f"rustc could not work: {blameless[0]}"
-    if _LINKER_KILLED in done.stderr and messages and messages[0].message.startswith("linking "):
+    is_linking = bool(messages) and messages[0].message.startswith("linking with")
+    if is_linking and _LINKER_KILLED.search(done.stderr):
         return Verdict.UNJUDGED, "the linker was killed"
     if not messages:
         return Verdict.UNJUDGED, "rustc failed without a message"
