@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_lib.cli_verify import read_source, rust_files
-from nanochat_lib.config import PROJECT_ROOT
+from nanochat_lib.cli_verify import read_source, rust_files, verify_files
+from nanochat_lib.config import PROJECT_ROOT, VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.rust.bench import sample_programs
 from nanochat_lib.rust.sandbox import sandbox_level
@@ -128,6 +128,21 @@ def test_of_an_endless_file_no_more_is_read_than_is_needed(tmp_path: Path) -> No
     with (tmp_path / "sparse.rs").open("wb") as file:
         file.truncate(1 << 40)
     assert len(read_source(tmp_path / "sparse.rs")) == 4_000_004
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nanochat_lib.cli_verify._LINE_EVERY_S", 0)
+    (tmp_path / "a.rs").write_text("fn main() {}")
+    (tmp_path / "b.rs").write_text("fn f() {}")
+    assert verify_files([tmp_path], "syntax", config=VerifyConfig(), cache_dir=None) == 0
+    shown = capfd.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert [line for line in shown.err.splitlines() if "of 2" in line] == [
+        "judged 1 of 2",
+        "judged 2 of 2",
+    ]
 
 
 @needs_sandbox

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -20,9 +21,11 @@ from typing import Any
 
 import pytest
 
-from nanochat_lib.config import VerifyConfig, load_profile
+from nanochat_lib.config import RunConfig, VerifyConfig, load_profile
+from nanochat_lib.data import corpus
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.records import Level, Program, Verdict, Verified
+from nanochat_lib.evals.judging import Attempt, judge_attempts
+from nanochat_lib.records import Level, Program, Task, Verdict, Verified
 from nanochat_lib.rust.bench import sample_programs
 from nanochat_lib.rust.judging.batch import Unit
 from nanochat_lib.rust.judging.desk import IN_FLIGHT_PER_WORKER, MAX_TRIES
@@ -31,9 +34,13 @@ from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.sandbox import sandbox_level
 from nanochat_lib.rust.toolchain import find_toolchain
 from nanochat_lib.rust.verify import verify, verify_stream
+from nanochat_lib.stages import STAGES, stage_parameters
+from nanochat_lib.train.rl import rollouts
+from nanochat_lib.train.rl.rollouts import Draft
 
 pytestmark = pytest.mark.skipif(sandbox_level() == "none", reason="no sandbox on this machine")
 SMALL = VerifyConfig(batch_size=16)
+TASK = Task("t/1", "fn f(x: u8) -> u8 {", "", "#[test] fn t() { assert_eq!(f(1), 1) }", "t")
 FAKE_RUSTC = """#!/bin/sh
 if [ "$1" = --print ]; then echo /nowhere; else
 printf 'host: x86_64-unknown-linux-gnu\\nrelease: 1.99.0\\n'; fi
@@ -108,6 +115,20 @@ def test_only_a_few_batches_per_worker_are_in_flight() -> None:
     assert 1 < watched.most <= IN_FLIGHT_PER_WORKER + 1
 
 
+def test_leaving_ends_what_runs_and_keeps_what_is_judged(tmp_path: Path) -> None:
+    endless = Program("endless", "fn main() { loop {} }")
+    config = VerifyConfig(run_cpu_s=300, batch_size=16)
+    quick, loop = programs()[:17], [endless]
+    stream = verify_stream([*quick, *loop], "test", config=config, workers=2, cache_dir=tmp_path)
+    found = [next(stream)]
+    started = time.monotonic()
+    stream.close()
+    assert time.monotonic() - started < 20
+    again = verify(quick, "test", config=config, workers=2, cache_dir=tmp_path)
+    assert sum(one.cached for one in again) >= len(found)
+    assert all(one.verdict is not Verdict.UNJUDGED for one in again)
+
+
 class Dying(Executor):
     """An executor that takes jobs and always loses the worker."""
 
@@ -158,6 +179,54 @@ def test_a_worker_with_another_compiler_is_refused(fake_rustc: str) -> None:
         pytest.raises(WorkbenchError, match=r"expected rustc .* found rustc 1\.99\.0"),
     ):
         verify(programs(), "test", executor=pool)
+
+
+def _judge_corpus(config: RunConfig) -> object:
+    return corpus._judge(corpus.Work(config, Path()), programs(), [Level.CHECK] * 80, "text")
+
+
+def _judge_rollouts(config: RunConfig) -> object:
+    draft = Draft(TASK, 0, (), (), "\n    x\n}", 0.0)
+    return rollouts.judge([draft], config.maxrl, config.verify, cache_dir=None)
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        _judge_corpus,
+        _judge_rollouts,
+        lambda config: judge_attempts([Attempt(TASK, "\n    x\n}")], config),
+    ],
+    ids=["preprocess", "maxrl", "evaluate"],
+)
+def test_every_stage_judges_on_the_configured_cluster(
+    judge: Callable[[RunConfig], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Client:
+        """A cluster of threads."""
+
+        status, scheduler = "running", None
+
+        def get_executor(self, **_):
+            asked.append("executor")
+            pool = ThreadPoolExecutor(2)
+            pool._client = self
+            return pool
+
+        def nthreads(self):
+            return {"tcp://a": 1, "tcp://b": 1}
+
+    monkeypatch.setattr("nanochat_lib.rust.judging.crew.cluster_client", lambda _: Client())
+    assert judge(load_profile("laptop", {"verify.cluster": "tcp://head:8786"}))
+    assert asked == ["executor"]
+
+
+def test_the_cluster_decides_where_and_never_what() -> None:
+    near, far = (load_profile("laptop", {"verify.cluster": one}) for one in ("", "tcp://a:8786"))
+    for stage in STAGES.values():
+        assert stage_parameters(near, stage) == stage_parameters(far, stage)
 
 
 # --- Dask ---------------------------------------------------------------------------------------

@@ -13,8 +13,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -23,9 +31,11 @@ from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.rust.judging.jobs import Answer, Job, judge_job, surroundings_here
+from nanochat_lib.rust.sandbox import end_programs
 
 _LOG = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 10
+_GRACE_S = 2.0  # for jobs that run when nobody waits for them any more
 _RETRIES = 2  # Dask's own, of a batch whose worker died
 
 
@@ -58,6 +68,7 @@ class Crew:
 
     def __init__(self, executor: Executor | None, workers: int | None) -> None:
         self.threads: ThreadPoolExecutor | None = None  # ours, to be closed
+        self.thread_ids: list[int] = []
         self.client = getattr(executor, "_client", None)  # Dask's executor names its client so
         self.require_workers()
         self.n_workers = self._n_workers(executor, workers)
@@ -69,7 +80,11 @@ class Crew:
         return wanted or getattr(executor, "_max_workers", None) or usable_cores()
 
     def _open_threads(self) -> ThreadPoolExecutor:
-        self.threads = ThreadPoolExecutor(self.n_workers, thread_name_prefix="verify")
+        self.threads = ThreadPoolExecutor(
+            self.n_workers,
+            thread_name_prefix="verify",
+            initializer=lambda: self.thread_ids.append(threading.get_ident()),
+        )
         return self.threads
 
     def submit(self, job: Job) -> Future[Answer]:
@@ -97,8 +112,22 @@ class Crew:
                 f"'dask worker {address}' where this project is installed."
             )
 
+    def leave(self, futures: Iterable[Future[Answer]]) -> list[Answer]:
+        """Give jobs up: drop what waits, grant what runs a moment, then end it if it runs here.
+
+        Returns:
+            what had been judged by then.
+        """
+        running = [future for future in futures if not future.cancel()]
+        finished, late = wait(running, timeout=_GRACE_S)
+        while late and self.threads is not None:
+            end_programs(self.thread_ids)
+            more, late = wait(late, timeout=0.1)
+            finished |= more
+        return [future.result() for future in finished if future.exception() is None]
+
     def close(self) -> None:
-        """End our own threads after the jobs that they have begun."""
+        """End our own threads."""
         if self.threads is not None:
             self.threads.shutdown(wait=True, cancel_futures=True)
 

@@ -27,7 +27,6 @@ SMALLEST_BATCH = 16  # below this, sharing rustc's start saves too little to wai
 MAX_TRIES = 3
 IN_FLIGHT_PER_WORKER = 4
 _LOOK_AT_WORKERS_S = 15.0  # how long nothing may come back before somebody looks
-_LEAVE_S = 60.0
 
 Placed = tuple[int, Verified]  # with the place in the input
 
@@ -155,12 +154,9 @@ class Desk:
 
     def leave(self) -> None:
         """Give up what nobody waits for any more; what is judged already goes into the cache."""
-        running = [future for future in self.in_flight if not future.cancel()]
-        finished, _ = wait(running, timeout=_LEAVE_S)
-        for future in finished:
-            if future.exception() is None:
-                for unit_key, verified in future.result().verdicts.items():
-                    self._keep(self.keys[unit_key], verified)
+        for answer in self.crew.leave(self.in_flight):
+            for unit_key, verified in answer.verdicts.items():
+                self._keep(self.keys[unit_key], verified)
 
 
 def _without_rustc(program: Program, level: Level) -> Verified | None:
