@@ -1,7 +1,8 @@
 """The `nanochat` command: run the stages, look at runs, plan a machine, judge Rust.
 
 Exit codes: 0 done, 1 a problem the user can mend (one paragraph on standard error), 2 wrong usage,
-130 interrupted (the run can be resumed).
+130 interrupted (the run can be resumed); `verify` also 3 a program did not pass, 4 one could not be
+judged.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from nanochat_lib import pipeline
-from nanochat_lib.config import RunConfig, load_profile
+from nanochat_lib.config import RunConfig, VerifyConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted
 from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run
@@ -30,6 +32,9 @@ Setting = Annotated[
     list[str] | None, typer.Option("--set", help="override, e.g. --set pretrain.total_steps=20")
 ]
 RunsDir = Annotated[Path, typer.Option(help="folder of the run folders")]
+Cluster = Annotated[
+    str, typer.Option(help="address of a Dask scheduler whose workers judge, e.g. tcp://host:8786")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
@@ -103,27 +108,37 @@ def plan(
 def verify(
     paths: Annotated[list[Path], typer.Argument(help=".rs files or folders of them")],
     level: Annotated[str, typer.Option(help="syntax, check, build or test")] = "test",
-    as_json: JsonFlag = False,
+    json_file: Annotated[
+        str, typer.Option("--json", help="write a JSON object per program here; -: print them")
+    ] = "",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="jobs at a time; default: one per CPU")
+    ] = None,
+    cluster: Cluster = "",
+    cache: Annotated[Path, typer.Option(help="folder of verdicts kept")] = REPORTS_DIR / ".cache",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="judge everything anew")] = False,
     allow_unsandboxed: Annotated[
         bool, typer.Option(help="judge even when no sandbox is available")
     ] = False,
 ) -> None:
-    """Judge Rust programs by rustc in the sandbox; one line per program."""
-    from nanochat_lib.config import VerifyConfig
-    from nanochat_lib.records import Program, Verdict, as_row
-    from nanochat_lib.rust.verify import verify as judge
+    """Judge Rust programs by rustc in the sandbox; one line per program, as verdicts come.
 
-    programs = [Program(str(path), _read_rust(path)) for path in _rust_files(paths)]
-    found = judge(programs, level, config=VerifyConfig(allow_unsandboxed=allow_unsandboxed))
-    for result in found:
-        if as_json:
-            row = {"path": result.program_id, **as_row(result), "codes": list(result.codes)}
-            typer.echo(json.dumps(row, default=str))
-        else:
-            codes = " ".join(result.codes)
-            console.print(f"{result.verdict:15} {result.program_id} {codes}", highlight=False)
-    if not all(result.verdict is Verdict.PASSED for result in found):
-        raise typer.Exit(1)
+    Exit codes: 0 every program passed, 3 one did not, 4 one could not be judged, 130 interrupted
+    (what was judged is in the cache: the same command goes on there).
+    """
+    from nanochat_lib.cli_verify import verify_files
+
+    config = _verify_config(cluster=cluster, allow_unsandboxed=allow_unsandboxed)
+    cache_dir = None if no_cache else cache
+    try:
+        code = verify_files(
+            paths, level, config=config, cache_dir=cache_dir, workers=workers, json_file=json_file
+        )
+    except KeyboardInterrupt:
+        hint = "" if no_cache else "; the same command goes on from here"
+        Console(stderr=True).print(f"\nnanochat: interrupted{hint}", highlight=False)
+        code = 130
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -133,13 +148,15 @@ def evaluate(
         str, typer.Option(help="'canonical', or JSON lines with task_id and completion")
     ] = "canonical",
     out: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
+    cluster: Cluster = "",
 ) -> None:
     """Judge completions of a task set without a model."""
     from nanochat_lib.evals import suite
     from nanochat_lib.evals.tasks import load_tasks
 
     chosen = load_tasks(tasks)
-    result = suite.judge_file(chosen, completions)
+    config = RunConfig(verify=_verify_config(cluster=cluster))
+    result = suite.judge_file(chosen, completions, config)
     if out is not None:
         out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     _show(result["rates"], False, title=f"{tasks}: {len(chosen)} tasks, completions {completions}")
@@ -205,6 +222,15 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return overrides
 
 
+def _verify_config(**values: Any) -> VerifyConfig:
+    try:
+        return VerifyConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = f"--{first['loc'][0]}: {first['msg']}, found {first['input']!r}."
+        raise WorkbenchError(message) from error
+
+
 def _open_or_create(config: RunConfig, run_id: str, runs_dir: Path, *, resume: bool) -> Run:
     if not resume:
         return create_run(config, run_id or _new_run_id(config.profile), runs_dir)
@@ -244,24 +270,6 @@ class _ProgressLines:
                 self.status.stop()
             console.print(line, highlight=False)
         self.last = place
-
-
-def _rust_files(paths: list[Path]) -> list[Path]:
-    files = []
-    for path in paths:
-        if not path.exists():
-            raise WorkbenchError(f"There is no file or folder {path}.")
-        files += sorted(path.rglob("*.rs")) if path.is_dir() else [path]
-    if not files:
-        raise WorkbenchError("No .rs files found in the given folders.")
-    return files
-
-
-def _read_rust(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise WorkbenchError(f"{path} is not UTF-8 ({error}); Rust source must be.") from error
 
 
 def _show(

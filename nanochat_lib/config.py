@@ -7,15 +7,17 @@ strict: an unknown section or key names the nearest valid one, so a typo never b
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nanochat_lib.errors import WorkbenchError, nearest
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss|ucx)://)?[^\s/]+:\d{1,5}")  # host and port
 PROFILE_DIR = PROJECT_ROOT / "hardware_profiles"
 
 
@@ -97,6 +99,16 @@ class VerifyConfig(StageConfig):
     allow_unsandboxed: bool = Field(
         False, description="run without a sandbox when none is available; shown in every report"
     )
+    cluster: str = Field(
+        "", description="address of a Dask scheduler whose workers judge; empty: this machine"
+    )
+
+    @field_validator("cluster")
+    @classmethod
+    def _is_an_address(cls, cluster: str) -> str:
+        if cluster and not _ADDRESS.fullmatch(cluster):
+            raise ValueError("expected a scheduler's address such as tcp://10.0.0.5:8786")
+        return cluster
 
 
 class PretrainConfig(StageConfig):

@@ -70,13 +70,18 @@ class Program:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One rustc message. Lines and columns count from 1 in the program's own text; 0: no place."""
+    """One rustc message with its span; the end column is the first one behind it.
+
+    Lines and columns count from 1 in the program's own text; 0: no place.
+    """
 
     level: str  # "error" | "warning" | ...
     code: str  # "E0382", a lint name, or ""
     message: str
     line: int = 0
     column: int = 0
+    end_line: int = 0
+    end_column: int = 0
 
 
 @dataclass(frozen=True)

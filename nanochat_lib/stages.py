@@ -38,6 +38,7 @@ class Stage:
     may_use: tuple[str, ...] = ()  # stages whose artifacts are used when there
 
 
+_ONLY_WHERE = {"verify.cluster"}  # where work is done does not change what comes out
 _MODEL_CODE = ("nanochat_lib/model", "nanochat_lib/train", "kernels")
 _REPORTED = (
     "preprocess", "pretrain", "maxrl", "long_context", "evaluate", "publish", "kernels",
@@ -159,7 +160,7 @@ def stage_parameters(config: RunConfig, stage: Stage) -> dict[str, Any]:
             values |= {f"{section}.{k}": v for k, v in found.model_dump(mode="json").items()}
         else:
             values[section] = found
-    return values
+    return {name: value for name, value in values.items() if name not in _ONLY_WHERE}
 
 
 def parameter_table(config: RunConfig, stage: str) -> pl.DataFrame:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from sample_programs import sample_programs
 
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.records import Level, Program, Verdict
-from nanochat_lib.evals.verification.corpus import mixed_corpus
 from nanochat_lib.rust.judging import batch
 from nanochat_lib.rust.judging.batch import (
     Settings,
@@ -205,7 +205,7 @@ def test_a_batch_without_a_culprit_is_split(
 
 @needs_sandbox
 def test_the_batch_path_agrees_with_programs_judged_alone() -> None:
-    programs = mixed_corpus(48, seed=5)
+    programs = sample_programs(48, seed=5)
     together = verify(programs, "test")
     alone = verify(programs[:12], "test", config=VerifyConfig(batch_size=1))
     assert [o.verdict for o in alone] == [o.verdict for o in together[:12]]
@@ -220,7 +220,7 @@ def test_the_batch_path_agrees_with_programs_judged_alone() -> None:
 @pytest.mark.slow
 def test_a_macro_that_explodes_takes_no_neighbour_with_it() -> None:
     bomb = "macro_rules! m { ($($t:tt)*) => { m!($($t)* $($t)*) } } fn main() { m!(a a a a) }"
-    programs = [*mixed_corpus(20, seed=1), Program("bomb", bomb)]
+    programs = [*sample_programs(20, seed=1), Program("bomb", bomb)]
     with_bomb = verify(programs, "check", config=VerifyConfig(compile_cpu_s=3))
     without = verify(programs[:-1], "check")
     assert [o.verdict for o in with_bomb[:-1]] == [o.verdict for o in without]

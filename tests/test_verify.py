@@ -14,11 +14,12 @@ import pytest
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
+from nanochat_lib.rust.judging.cache import VerdictCache, cache_key
+from nanochat_lib.rust.judging.jobs import surroundings_here
 from nanochat_lib.rust.judging.policy import policy_of
 from nanochat_lib.rust.sandbox import sandbox_level
 from nanochat_lib.rust.toolchain import find_toolchain
-from nanochat_lib.rust.verify import VerdictCache, cache_key, verify, verify_stream
-from nanochat_lib.rust.verify import _settings as settings_of
+from nanochat_lib.rust.verify import verify, verify_stream
 
 CASES_FILE = Path(__file__).parent / "fixtures" / "mixed_programs.rs.txt"
 CONFIG = VerifyConfig(run_cpu_s=0.5, memory_mib=512)
@@ -128,7 +129,8 @@ def test_diagnostics_give_code_and_place_in_the_program() -> None:
     for others in ([], [Program(str(i), f"fn f{i}() {{}}") for i in range(3)]):
         (result, *_) = verify([Program("it", source), *others], "check")
         assert result.diagnostics[0].code == "E0308"
-        assert (result.diagnostics[0].line, result.diagnostics[0].column) == (2, 18)
+        (one,) = result.diagnostics
+        assert (one.line, one.column, one.end_line, one.end_column) == (2, 18, 2, 21)
 
 
 def test_a_panic_message_becomes_the_detail() -> None:
@@ -205,9 +207,8 @@ def test_a_cut_cache_loses_only_its_last_line(tmp_path: Path) -> None:
 
 
 def test_what_may_change_is_never_cached(tmp_path: Path) -> None:
-    settings, cache = settings_of("test", None), VerdictCache(tmp_path)
-    program = Program("p", "fn main() {}")
-    key = cache_key(program, settings)
+    program, cache = Program("p", "fn main() {}"), VerdictCache(tmp_path)
+    key = cache_key(program, Level.TEST, VerifyConfig(), surroundings_here())
     for verdict in (Verdict.TIMEOUT, Verdict.UNJUDGED):
         cache.put(key, Verified("p", verdict, Level.TEST))
         assert VerdictCache(tmp_path).get(key, program, Level.TEST) is None

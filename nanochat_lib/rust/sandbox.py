@@ -258,6 +258,11 @@ class _Launcher:
             view = view[received:]
         return bytes(data)
 
+    def hang_up(self) -> None:
+        """Wake whoever waits for an answer; the launcher ends its program and itself."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Hang up, whereupon the launcher ends its program and itself."""
         self.control.close()
@@ -271,20 +276,30 @@ class _Pool:
     def __init__(self) -> None:
         self.lock, self.owner = threading.Lock(), os.getpid()
         self.idle: dict[tuple[str, str], list[_Launcher]] = {}
+        self.busy: dict[int, _Launcher] = {}  # by thread
 
     def take(self, kind: tuple[str, str]) -> _Launcher:
         """Return an idle launcher or start one; a forked process never uses its parent's."""
         with self.lock:
             if self.owner != os.getpid():
-                self.idle, self.owner = {}, os.getpid()
-            if idle := self.idle.get(kind):
-                return idle.pop()
-        return _Launcher(*kind)
+                self.idle, self.busy, self.owner = {}, {}, os.getpid()
+            idle = self.idle.get(kind)
+            launcher = idle.pop() if idle else None
+        launcher = launcher or _Launcher(*kind)  # not under the lock: it starts a process
+        self.busy[threading.get_ident()] = launcher
+        return launcher
 
     def give(self, kind: tuple[str, str], launcher: _Launcher) -> None:
         """Keep a launcher for the next call."""
         with self.lock:
+            self.busy.pop(threading.get_ident(), None)
             self.idle.setdefault(kind, []).append(launcher)
+
+    def discard(self, launcher: _Launcher) -> None:
+        """End a launcher that did not answer."""
+        with self.lock:
+            self.busy.pop(threading.get_ident(), None)
+        launcher.close()
 
     def close(self) -> None:
         """End every idle launcher of this process."""
@@ -307,10 +322,18 @@ def _ask(kind: tuple[str, str], request: dict) -> tuple[dict, bytes, bytes]:
     try:
         answer = launcher.ask(request)
     except OSError as error:
-        launcher.close()
+        pool.discard(launcher)
         raise SandboxError(f"The launcher of sandboxed programs died: {error}.") from error
     except BaseException:  # Ctrl-C: the launcher would answer somebody else's question
-        launcher.close()
+        pool.discard(launcher)
         raise
     pool.give(kind, launcher)
     return answer
+
+
+def end_programs(threads: Iterable[int]) -> None:
+    """End what runs in the sandbox for these threads (by identifier): they get a SandboxError."""
+    pool = _pool()
+    with pool.lock:
+        for launcher in filter(None, map(pool.busy.get, threads)):
+            launcher.hang_up()

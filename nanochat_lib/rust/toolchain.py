@@ -2,11 +2,13 @@
 
 `rustc` on the PATH is often rustup's proxy, which costs 5 ms per start and reads files outside the
 toolchain; the sysroot it reports holds the compiler itself. Everything that runs rustc in the
-sandbox asks here once per process.
+sandbox asks here once per process; `current_toolchain` looks whether the compiler's files are still
+the same, because an update may replace them in the middle of a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -29,6 +31,8 @@ class Toolchain:
     version: str  # "1.95.0"
     host: str  # "x86_64-unknown-linux-gnu"
     docs: Path | None  # the HTML documentation, where it is installed
+    commit: str = "unknown"  # of the compiler's source, where it says so
+    stamp: tuple[tuple[str, int, int, int], ...] = ()  # its files when it was found
 
     @property
     def clippy(self) -> Path | None:
@@ -43,6 +47,10 @@ class Toolchain:
     def _tool(self, name: str) -> Path | None:
         path = self.sysroot / "bin" / name
         return path if path.is_file() else None
+
+    def is_unchanged(self) -> bool:
+        """Return whether the compiler's files are those that were found."""
+        return self.stamp == _stamp(self.rustc, self.sysroot)
 
 
 @cache
@@ -70,7 +78,33 @@ def find_toolchain() -> Toolchain:
             "Update it, for example with 'rustup update stable'."
         )
     docs = sysroot / "share" / "doc" / "rust" / "html"
-    return Toolchain(rustc, sysroot, version, host, docs if docs.is_dir() else None)
+    commit = re.search(r"^commit-hash: (\w+)$", facts, re.MULTILINE)
+    return Toolchain(
+        rustc=rustc,
+        sysroot=sysroot,
+        version=version,
+        host=host,
+        docs=docs if docs.is_dir() else None,
+        commit=commit[1] if commit else "unknown",
+        stamp=_stamp(rustc, sysroot),
+    )
+
+
+def current_toolchain() -> Toolchain:
+    """Return the toolchain, asked anew when its files were replaced since; raises as above."""
+    if not find_toolchain().is_unchanged():
+        find_toolchain.cache_clear()
+    return find_toolchain()
+
+
+def _stamp(rustc: Path, sysroot: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return name, size, time and inode of the compiler: a small program and its big library."""
+    found = []
+    for path in (rustc, *sorted(sysroot.glob("lib/librustc_driver-*"))):
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            found.append((str(path), about.st_size, about.st_mtime_ns, about.st_ino))
+    return tuple(found)
 
 
 def _ask(rustc: str, *arguments: str) -> str:

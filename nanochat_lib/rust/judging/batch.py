@@ -11,6 +11,7 @@ Source of the message format: "JSON Output" in the rustc book.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import signal
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,17 @@ _PARSE_CODES = frozenset(
 )
 # Messages without a code that are not about the grammar.
 _NOT_PARSING = ("cannot find", "no rules expected", "linking with", "recursion limit", "format arg")
-_NOT_THE_PROGRAM = ("No space left", "failed to write", "couldn't create", "linker `", "can't find")
+_SPAN = (
+    ("line", "line_start"), ("column", "column_start"),
+    ("end_line", "line_end"), ("end_column", "column_end"),
+)  # fmt: skip
+_LINKER_KILLED = re.compile(
+    rb"failed: signal: 9|ld terminated with signal 9|Killed signal terminated program"
+)
+_NOT_THE_PROGRAM = (
+    "No space left", "failed to write", "couldn't create", "linker `", "can't find",
+    "couldn't read",
+)  # fmt: skip
 
 
 @dataclass
@@ -104,7 +115,7 @@ class Message:
 
 def compile_alone(unit: Unit, folder: Path, settings: Settings) -> Outcome:
     """Compile one program as a crate of its own, as plain rustc would."""
-    folder.mkdir(parents=True)
+    folder.mkdir()
     (folder / "program.rs").write_bytes(unit.program.source.encode())
     crate = {"test": ["--test"], "main": ["--crate-type=bin"], "lib": ["--crate-type=lib"]}
     arguments = [*crate[unit.policy.kind], "-o", "program", "program.rs"]
@@ -138,6 +149,9 @@ def _judge_alone(
     if blameless:
         _refuse_missing_linker(blameless[0])
         return Verdict.UNJUDGED, f"rustc could not work: {blameless[0]}"
+    is_linking = bool(messages) and messages[0].message.startswith("linking with")
+    if is_linking and _LINKER_KILLED.search(done.stderr):
+        return Verdict.UNJUDGED, "the linker was killed"
     if not messages:
         return Verdict.UNJUDGED, "rustc failed without a message"
     has_built_metadata = settings.level is not Level.CHECK and _has_metadata(done)
@@ -181,7 +195,7 @@ def compile_batch(units: Sequence[Unit], folder: Path, settings: Settings) -> Ou
         folder: scratch folder that does not exist yet.
         settings: level, limits and toolchain.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir()
     _write_modules(units, folder)
     outcome = Outcome()
     _screen([unit for unit in units if unit.policy.has_tests_apart], folder, settings, outcome)
@@ -326,14 +340,13 @@ def read_messages(stderr: bytes) -> list[Message]:
         place = _place(entry)
         if not is_error:
             if place and messages and not messages[-1].file:
-                last = messages.pop().diagnostic
-                messages.append(Message(place[0], replace(last, line=place[1], column=place[2])))
+                messages[-1] = Message(place[0], replace(messages[-1].diagnostic, **place[1]))
             continue
         text, code = entry.get("message", ""), (entry.get("code") or {}).get("code", "")
         if not place and text.startswith(("aborting due to", "could not compile")):
             continue
-        file, row, column = place or ("", 0, 0)
-        messages.append(Message(file, Diagnostic("error", code, text, row, column)))
+        file, span = place or ("", {})
+        messages.append(Message(file, Diagnostic("error", code, text, **span)))
     return messages
 
 
@@ -347,12 +360,12 @@ def _json_object(line: bytes) -> dict:
     return entry if isinstance(entry, dict) else {}
 
 
-def _place(entry: dict) -> tuple[str, int, int] | None:
-    """Return file, line and column of a message: its primary span, or one that led to it."""
+def _place(entry: dict) -> tuple[str, dict[str, int]] | None:
+    """Return file and span of a message: its primary span, or one that led to it."""
     for span in _spans(entry):
         while span:
             if "/" not in span["file_name"] and span["file_name"].endswith(".rs"):
-                return span["file_name"], span["line_start"], span["column_start"]
+                return span["file_name"], {ours: span.get(name, 0) for ours, name in _SPAN}
             span = (span.get("expansion") or {}).get("span")
     return None
 
@@ -374,10 +387,7 @@ def verified_as(
     detail: str = "",
 ) -> Verified:
     """Return the judgement of a unit; places behind the program's own text become 0."""
-    own = tuple(
-        replace(d, line=0, column=0) if d.line > unit.n_lines else d
-        for d in diagnostics[:MAX_DIAGNOSTICS]
-    )
+    own = tuple(_in_own_text(d, unit.n_lines) for d in diagnostics[:MAX_DIAGNOSTICS])
     return Verified(
         program_id=unit.program.program_id,
         verdict=verdict,
@@ -387,3 +397,11 @@ def verified_as(
         sandbox=done.sandbox,
         cpu_ms=unit.cpu_ms,
     )
+
+
+def _in_own_text(diagnostic: Diagnostic, n_lines: int) -> Diagnostic:
+    if diagnostic.line > n_lines:
+        return replace(diagnostic, line=0, column=0, end_line=0, end_column=0)
+    if diagnostic.end_line > n_lines:
+        return replace(diagnostic, end_line=0, end_column=0)
+    return diagnostic

@@ -40,7 +40,7 @@ def judge_unbalanced(
     waiting = list(units)
     if settings.toolchain.rustfmt is None or len(waiting) < FEWEST:
         return judged
-    folder.mkdir(parents=True)
+    folder.mkdir()
     names = {f"u{number}_{secrets.token_hex(6)}.rs": unit for number, unit in enumerate(waiting)}
     (folder / "rustfmt.toml").touch()  # or it would look for one in every folder above
     for name, unit in names.items():
