@@ -20,7 +20,7 @@ from nanochat_lib import pipeline
 from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted
-from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run
+from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run, write_atomic
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -133,16 +133,30 @@ def evaluate(
         str, typer.Option(help="'canonical', or JSON lines with task_id and completion")
     ] = "canonical",
     out: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="write every problem's outcome here")
+    ] = None,
 ) -> None:
     """Judge completions of a task set without a model."""
     from nanochat_lib.evals import suite
     from nanochat_lib.evals.tasks import load_tasks
+    from nanochat_lib.report.page import write_outcomes
 
+    for target in (out, page):
+        if target is not None and not target.parent.is_dir():
+            raise WorkbenchError(f"There is no folder {target.parent} to write {target.name} to.")
     chosen = load_tasks(tasks)
     result = suite.judge_file(chosen, completions)
+    title = f"{Path(tasks).name}: {len(chosen)} tasks, completions {Path(completions).name}"
     if out is not None:
-        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    _show(result["rates"], False, title=f"{tasks}: {len(chosen)} tasks, completions {completions}")
+        write_atomic(out, json.dumps(result, indent=1))
+    if page is not None:
+        write_outcomes(result["episodes"], page, title=title, rates=result["rates"])
+    _show([_rate_row(row) for row in result["rates"]], False, title=title)
+    for row in result["verdicts"]:
+        console.print(f"{row['n']:6,} {row['verdict']}", highlight=False)
+    if n := result["n_tasks_without_completion"]:
+        console.print(f"{n:,} of {len(chosen):,} tasks have no completion: they are in no rate.")
 
 
 @app.command()
@@ -279,6 +293,18 @@ def _show(
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
+
+
+def _rate_row(row: dict[str, Any]) -> dict[str, str]:
+    """Return an evaluation's number with its interval and counts, narrow enough for a terminal."""
+    return {
+        "set": row["task_set"],
+        "metric": row["metric"],
+        "rate [95%]": f"{row['rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]",
+        "samples": f"{row['n_samples']:,}",
+        "problems": f"{row['n_problems']:,}",
+        "not judged": f"{row['n_unjudged']:,}",
+    }
 
 
 def _cell(value: Any) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from nanochat_lib.config import RunConfig
-from nanochat_lib.errors import WorkbenchError, nearest
+from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals.generation import Completion
 from nanochat_lib.evals.humaneval import is_flawed, with_stand_ins
 from nanochat_lib.evals.tasks import read_json_lines
@@ -69,10 +70,16 @@ def judge_completions(
     attempts = []
     for task_id, text in completions:
         if task_id not in by_id:
-            raise WorkbenchError(f"There is no task {task_id!r}.{nearest(task_id, by_id)}")
+            raise WorkbenchError(_no_such_task(task_id, tasks, by_id))
         task = by_id[task_id]
         attempts.append(Attempt(task, cut_completion(task, text) if truncate else text))
     return judge_attempts(attempts, config, cache_dir=cache_dir, in_depth=in_depth)
+
+
+def _no_such_task(task_id: str, tasks: list[Task], known: Iterable[str]) -> str:
+    close = get_close_matches(task_id, known, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Its ids are like {tasks[0].task_id!r}."
+    return f"There is no task {task_id!r} among these {len(tasks):,}. {hint}"
 
 
 def canonical_completions(tasks: list[Task]) -> list[tuple[str, str]]:
@@ -83,20 +90,30 @@ def canonical_completions(tasks: list[Task]) -> list[tuple[str, str]]:
 def read_completions(path: Path) -> list[tuple[str, str]]:
     """Return (task id, completion) of a JSON-lines file with these two keys.
 
+    Several lines of one task are its samples, equal texts too. Where lines number themselves
+    (`sample_idx`), the same number twice is a file that was put together twice, and refused.
+
     Raises:
-        WorkbenchError: the file is missing, or a line is malformed (named).
+        WorkbenchError: the file is missing or empty, a line is malformed, or a sample appears twice
+            (lines named).
     """
     if not path.is_file():
         raise WorkbenchError(
             f"There is no file {path}: give 'canonical', or JSON lines such as "
             '{"task_id": "builtin/001_clamp_sum", "completion": "\\n    0\\n}"}.'
         )
-    completions = []
+    completions, seen = [], {}
     for number, row in read_json_lines(path):
         values = (row.get("task_id"), row.get("completion"))
         if not all(isinstance(value, str) for value in values):
             raise WorkbenchError(
                 f"{path}, line {number}: `task_id` and `completion` must both be texts."
+            )
+        sample = (values[0], row.get("sample_idx"))
+        if sample[1] is not None and seen.setdefault(sample, number) != number:
+            raise WorkbenchError(
+                f"{path}, lines {seen[sample]} and {number}: sample {sample[1]} of {values[0]!r} "
+                "appears twice."
             )
         completions.append(values)
     if not completions:
