@@ -322,6 +322,20 @@ def test_a_prompt_that_is_too_long_keeps_its_end(tiny_config: RunConfig, checkpo
     assert all(found.n_tokens >= 1 for _, found in batch)
 
 
+def test_white_space_after_a_prompt_changes_no_completion(
+    tiny_config: RunConfig, checkpoint: Path
+) -> None:
+    from nanochat_lib.evals.generation import open_writer
+
+    writer = open_writer(checkpoint, threads=2)
+    settings = tiny_config.eval.model_copy(update={"temperature": 1.0})
+    for task in builtin_tasks()[:3]:
+        variants = [task.prompt + ending for ending in ("", "\n", "\n    ", "\n\n\t")]
+        ((first, *others),) = writer.complete(variants, settings, seed=3)
+        assert first[1].text.startswith("\n")
+        assert [found for _, found in others] == [first[1]] * 3
+
+
 def test_a_completion_depends_on_seed_prompt_and_number_only(
     tiny_config: RunConfig, checkpoint: Path
 ) -> None:
