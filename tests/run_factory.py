@@ -233,7 +233,9 @@ def _write_evaluate(folder: Path) -> None:
     pl.DataFrame(rows).write_parquet(folder / "results.parquet")
     gates = {"n_passed": 80, "n_ok": 76, "n_lints": 3, "n_unsafe": 1, "n_unknown": 0}
     gates |= {"checkpoint": "maxrl", "task_set": "tinyrust", "n_repeated": 150, "n_flaky": 2}
-    write_json(folder / "summary.json", {"semantics": [gates]})
+    place = {"checkpoint": "maxrl", "task_set": "tinyrust", "n_judged": 192}
+    classes = [place | {"class": "types", "n": 31}, place | {"class": "ownership", "n": 4}]
+    write_json(folder / "summary.json", {"semantics": [gates], "error_classes": classes})
     pl.DataFrame([_episode(c, i) for c in ("pretrain", "maxrl") for i in range(4)]).write_parquet(
         folder / "episodes.parquet"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,14 @@ def test_a_second_look_comes_from_the_cache(tmp_path: Path) -> None:
     assert [one.cached for one in second] == [True] * 3
     assert [one.program_id for one in second] == ["a", "b", "again"]
     assert [one.diagnostics for one in second] == [one.diagnostics for one in first]
+
+
+@needs_clippy
+def test_any_executor_may_look() -> None:
+    programs = [Program("a", WRONG), Program("b", CLEAN)]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = find_lints(programs, executor=pool)
+    assert [bool(one.diagnostics) for one in found] == [True, False]
 
 
 def test_without_clippy_nobody_says_clean(tmp_path: Path) -> None:

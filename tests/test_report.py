@@ -128,6 +128,7 @@ def test_every_problem_is_one_click_away(reports_dir: Path, page: Page, text: st
     assert HOSTILE.strip() not in target
     assert "95.0% (76 of 80) of the programs that pass are semantically correct" in text
     assert "1.3% (2 of 150) of what ran, judged twice" in text
+    assert "types 31, ownership 4 of 192 judged programs" in text
     assert "1.7% (27 of 1,602) of the programs that pass, left out: clippy::eq_op (27)" in text
     assert not (reports_dir / "runs" / "partial" / "outcomes.html").exists()
 

@@ -195,6 +195,9 @@ def test_failures_are_counted_by_verdict_and_code() -> None:
     place = {"checkpoint": "x", "task_set": "set"}
     assert tables["verdicts"][0] == {**place, "verdict": "COMPILE_ERROR", "n": 2}
     assert tables["error_codes"] == [{**place, "code": "E0308", "n": 2, "message": "about E0308"}]
+    classes = {row["class"]: (row["n"], row["n_judged"]) for row in tables["error_classes"]}
+    assert classes["types"] == (2, 3)
+    assert classes["ownership"] == (0, 3)
     assert tables["distinct_bodies"] == [{**place, "rate": pytest.approx(2 / 3), "n": 3}]
 
 

@@ -20,7 +20,13 @@ from nanochat_lib.evals.humaneval import is_flawed
 from nanochat_lib.evals.passk import bootstrap_interval, pass_at_k
 from nanochat_lib.records import Episode, EvalResult, Task, Verdict
 from nanochat_lib.runs import write_binary
-from nanochat_lib.rust.semantics import explain_semantics, semantic_ok, semantic_score
+from nanochat_lib.rust.semantics import (
+    ERROR_CLASSES,
+    error_classes,
+    explain_semantics,
+    semantic_ok,
+    semantic_score,
+)
 from nanochat_lib.rust.toolchain import find_toolchain
 
 RESULT_SCHEMA = {
@@ -48,6 +54,7 @@ EPISODE_SCHEMA = {
     "completion": pl.String,
     "verdict": pl.String,
     "codes": pl.List(pl.String),
+    "error_classes": pl.List(pl.String),
     "detail": pl.String,
     "sandbox": pl.String,
     "semantic_ok": pl.Boolean,  # null: nobody asked, or a gate could not look
@@ -186,6 +193,7 @@ def episode_rows(
             "completion": episode.completion,
             "verdict": str(episode.verified.verdict),
             "codes": list(episode.verified.codes),
+            "error_classes": list(error_classes(episode.verified)),
             "detail": explain_verdict(episode),
             "sandbox": episode.verified.sandbox,
             **_semantic_columns(episode),
@@ -223,8 +231,8 @@ def failure_tables(rows: Rows) -> dict[str, Rows]:
 
     Returns: `verdicts` {checkpoint, task_set, verdict, n}, `error_codes` {checkpoint, task_set,
     code, n, message} with programs per code, most frequent first, and `distinct_bodies`
-    {checkpoint, task_set, rate, n}; a body is a completion without its white space; `semantics`:
-    see `_gates`.
+    {checkpoint, task_set, rate, n}; a body is a completion without its white space;
+    `error_classes` and `semantics`: see `_classes` and `_gates`.
     """
     verdicts: Counter[tuple[str, str, str]] = Counter()
     codes: Counter[tuple[str, str, str]] = Counter()
@@ -252,8 +260,29 @@ def failure_tables(rows: Rows) -> dict[str, Rows]:
             }
             for (checkpoint, name), texts in bodies.items()
         ],
+        "error_classes": _classes(rows),
         "semantics": _gates(rows),
     }
+
+
+def _classes(rows: Rows) -> Rows:
+    """Count programs with an error of a class: {checkpoint, task_set, class, n, n_judged}.
+
+    A program may have errors of several classes; `n_judged` are all programs rustc judged.
+    """
+    judged = [row for row in rows if row["verdict"] != Verdict.UNJUDGED]
+    totals = Counter((row["checkpoint"], row["task_set"]) for row in judged)
+    counts = Counter(
+        (row["checkpoint"], row["task_set"], name)
+        for row in judged
+        for name in row["error_classes"]
+    )
+    return [
+        {"checkpoint": checkpoint, "task_set": task_set, "class": name,
+         "n": counts[checkpoint, task_set, name], "n_judged": n_judged}
+        for (checkpoint, task_set), n_judged in totals.items()
+        for name in ERROR_CLASSES
+    ]  # fmt: skip
 
 
 def _gates(rows: Rows) -> Rows:

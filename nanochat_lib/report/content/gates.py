@@ -1,7 +1,7 @@
-"""What the gates behind the tests said: clippy, unsafe code, outcomes that change.
+"""What is known of the programs' meaning: rustc's errors by class, and what the gates said.
 
-Input: the `semantics` rows of an evaluation, and the `gates` of stage 1. Output: pairs of name and
-text, each with its denominator; a gate that was not there says so.
+Input: the `error_classes` and `semantics` rows of an evaluation, and the `gates` of stage 1.
+Output: pairs of name and text, each with its denominator; a gate that was not there says so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,21 @@ def gate_facts(rows: list[dict[str, Any]]) -> Facts:
         text = f"{share(sum(row['n_flaky'] for row in rows), n_repeated)} of what ran, judged twice"
         facts.append(("Another verdict the second time", text))
     return facts
+
+
+def class_facts(rows: list[dict[str, Any]]) -> Facts:
+    """Say for each checkpoint and task set how many programs have errors of which class."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["checkpoint"], row["task_set"]), []).append(row)
+    return [
+        (
+            f"rustc's errors by class, {checkpoint} on {task_set}",
+            ", ".join(f"{row['class']} {row['n']:,}" for row in members)
+            + f" of {members[0]['n_judged']:,} judged programs (a program may have several)",
+        )
+        for (checkpoint, task_set), members in groups.items()
+    ]
 
 
 def _gates_text(row: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from nanochat_lib.report.content.blocks import (
     make_block,
     stage_status,
 )
-from nanochat_lib.report.content.gates import corpus_gate_facts, gate_facts
+from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, gate_facts
 from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
 from nanochat_lib.report.run_data import RunData, series
@@ -336,6 +336,7 @@ def _evaluation_section(run: RunData) -> Section:
         "set and HumanEval-Rust measure Rust at large. Targets are lines, never bars."
     )
     has_episodes = not run.episodes.is_empty()
+    classes, gates = (run.summary("evaluate").get(k, []) for k in ("error_classes", "semantics"))
     text = f"Every problem with its outcome and source ({run.episodes.height:,} programs)"
     return Section(
         "evaluate",
@@ -343,7 +344,7 @@ def _evaluation_section(run: RunData) -> Section:
         intro,
         stage_status(run, "evaluate"),
         blocks,
-        facts=gate_facts(run.summary("evaluate").get("semantics", [])),
+        facts=[*class_facts(classes), *gate_facts(gates)],
         groups=episode_groups(run),
         links=[(text, OUTCOMES_PAGE)] if has_episodes else [],
     )

@@ -23,7 +23,8 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,7 @@ def find_lints(
     cache_dir: Path | None = None,
     workers: int | None = None,
     toolchain: Toolchain | None = None,
+    executor: Executor | None = None,
 ) -> list[Verified]:
     """Return clippy's look at each program, in their order.
 
@@ -61,6 +63,7 @@ def find_lints(
         cache_dir: folder of the verdict cache, which also keeps these looks; None: no cache.
         workers: threads that wait for clippy; None: one per CPU.
         toolchain: whose clippy-driver; None: the one on the PATH.
+        executor: any executor of `concurrent.futures`; None: threads here.
     """
     config, toolchain = config or VerifyConfig(), toolchain or find_toolchain()
     if toolchain.clippy is None:
@@ -76,7 +79,8 @@ def find_lints(
         waiting |= {} if found else {key: program}
     look = partial(lint_batch, config=config, toolchain=toolchain)
     batches = list(_batches(waiting, config.batch_size))
-    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+    own_pool = ThreadPoolExecutor(workers or usable_cores()) if executor is None else None
+    with own_pool or nullcontext(executor) as pool:
         looks = pool.map(look, [[waiting[key] for key in batch] for batch in batches])
         for batch, found in zip(batches, looks, strict=True):
             known |= zip(batch, found, strict=True)
