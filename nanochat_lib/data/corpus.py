@@ -124,16 +124,17 @@ def preprocess(
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     if log is not None:
-        before = summary["compile_rate"]["before"]
-        log(
-            0,
-            {
-                Metric.COMPILE_RATE: before["n_compiled"] / max(before["n_judged"], 1),
-                Metric.N_UNJUDGED: summary["n_unjudged"],
-                Metric.VERIFY_S: work.seconds["verify"],
-            },
-        )
+        log(0, _metrics(summary))
     return summary
+
+
+def _metrics(summary: dict) -> dict[str, float]:
+    before = summary["compile_rate"]["before"]
+    return {
+        Metric.COMPILE_RATE: before["n_compiled"] / max(before["n_judged"], 1),
+        Metric.N_UNJUDGED: summary["n_unjudged"],
+        Metric.VERIFY_S: summary["seconds"]["verify"],
+    }
 
 
 def collect(work: Work, toolchain: Toolchain) -> tuple[list[Candidate], dict[str, int]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -167,32 +167,40 @@ def judge_semantics(
     toolchain = toolchain or find_toolchain()
     miri, own = find_miri(toolchain), own_texts or [program.source for program in programs]
     passed = [v.verdict is Verdict.PASSED and v.level is Level.TEST for v in verdicts]
-    n_unsafe = [count_unsafe(text) for text in own]
-    lint = partial(
-        find_lints, config=config, cache_dir=cache_dir, workers=workers, toolchain=toolchain
-    )
-    looks = _ask_about(programs, passed, lint)
     is_doubtful = [
-        bool(is_fine and n and miri) for is_fine, n in zip(passed, n_unsafe, strict=True)
+        is_fine and miri is not None and count_unsafe(text) > 0
+        for is_fine, text in zip(passed, own, strict=True)
     ]
-    run = partial(interpret, miri=miri, config=config, workers=workers)
-    runs = _ask_about(programs, is_doubtful, run)
-    findings = []
-    for i, program in enumerate(programs):
-        lints = _own_lints(looks[i], program.source, own[i])
-        findings.append(
-            SemanticFindings(
-                program_id=program.program_id,
-                passed=passed[i],
-                clippy=_clippy_gate(looks[i], lints) if toolchain.clippy else "not available",
-                miri=_miri_gate(runs[i], has_miri=miri is not None)
-                if n_unsafe[i]
-                else "not needed",
-                lints=lints,
-                n_unsafe=n_unsafe[i],
-            )
-        )
+    shared = {"config": config, "workers": workers}
+    lint = partial(find_lints, cache_dir=cache_dir, toolchain=toolchain, **shared)
+    looks = _ask_about(programs, passed, lint)
+    runs = _ask_about(programs, is_doubtful, partial(interpret, miri=miri, **shared))
+    answers = zip(programs, own, passed, looks, runs, strict=True)
+    findings = [_findings(*answer, has_miri=miri is not None) for answer in answers]
+    if toolchain.clippy is None:
+        return [replace(found, clippy="not available") for found in findings]
     return findings
+
+
+def _findings(
+    program: Program,
+    own: str,
+    passed: bool,
+    look: Verified | None,
+    run: Verified | None,
+    *,
+    has_miri: bool,
+) -> SemanticFindings:
+    lints = _own_lints(look, program.source, own)
+    n_unsafe = count_unsafe(own)
+    return SemanticFindings(
+        program_id=program.program_id,
+        passed=passed,
+        clippy=_clippy_gate(look, lints),
+        miri=_miri_gate(run, has_miri=has_miri) if n_unsafe else "not needed",
+        lints=lints,
+        n_unsafe=n_unsafe,
+    )
 
 
 def _ask_about(

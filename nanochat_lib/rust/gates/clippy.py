@@ -71,21 +71,17 @@ def find_lints(
         return [_unjudged(program, why) for program in programs]
     cache = VerdictCache(cache_dir) if cache_dir else None
     keys = [_cache_key(program, config, toolchain) for program in programs]
-    known: dict[str, Verified] = {}
-    waiting: dict[str, Program] = {}
-    for key, program in zip(keys, programs, strict=True):
-        found = cache.get(key, program, Level.CHECK) if cache else None
-        known |= {key: found} if found else {}
-        waiting |= {} if found else {key: program}
+    by_key = dict(zip(keys, programs, strict=True))
+    known = {k: v for k, p in by_key.items() if cache and (v := cache.get(k, p, Level.CHECK))}
+    batches = list(_batches({k: p for k, p in by_key.items() if k not in known}, config.batch_size))
     look = partial(lint_batch, config=config, toolchain=toolchain)
-    batches = list(_batches(waiting, config.batch_size))
     own_pool = ThreadPoolExecutor(workers or usable_cores()) if executor is None else None
     with own_pool or nullcontext(executor) as pool:
-        looks = pool.map(look, [[waiting[key] for key in batch] for batch in batches])
+        looks = pool.map(look, [[by_key[key] for key in batch] for batch in batches])
         for batch, found in zip(batches, looks, strict=True):
             known |= zip(batch, found, strict=True)
-    for key in waiting if cache else ():
-        cache.put(key, known[key])
+            for key, one in zip(batch, found, strict=True) if cache else ():
+                cache.put(key, one)
     return [
         replace(known[key], program_id=program.program_id)
         for key, program in zip(keys, programs, strict=True)
