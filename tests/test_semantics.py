@@ -15,6 +15,7 @@ from nanochat_lib.records import (
     Verdict,
     Verified,
 )
+from nanochat_lib.rust.gates.clippy import ASKS_FOR_CLIPPY
 from nanochat_lib.rust.gates.miri import find_miri
 from nanochat_lib.rust.sandbox import sandbox_level
 from nanochat_lib.rust.semantics import (
@@ -124,11 +125,16 @@ def test_semantic_ok_needs_tests_no_lint_and_no_unsafe() -> None:
 @needs_clippy
 def test_a_mistake_in_the_tests_is_not_charged_to_the_program() -> None:
     tests = "\n#[cfg(test)] mod tests { #[test] fn t() { let a = 3.14; assert!(a == a); } }\n"
+    tests += "macro_rules! m { () => {} } #[allow(clippy::eq_op)] fn g() {}\n"
     program = Program("p", "// prelude\nfn e(x: i32) -> bool { x == x }\n" + FINE + tests)
     (own,) = judge_semantics([program], [PASSED], [FINE])
     (whole,) = judge_semantics([program], [PASSED])
     assert own.lints == ()
-    assert "clippy::eq_op" in whole.lints
+    assert set(whole.lints) >= {"clippy::eq_op", ASKS_FOR_CLIPPY}
+    hidden = FINE.replace("pub fn", "#[cfg(not(clippy))] pub fn")
+    (found,) = _findings(hidden + "\n#[cfg(clippy)] pub fn f(x: i32) -> i32 { x }")
+    assert found.lints == (ASKS_FOR_CLIPPY,)
+    assert semantic_ok(found) is False
 
 
 def test_without_clippy_nothing_is_known_of_any_program(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.records import Level, Program, SemanticFindings, Verdict, Verified
-from nanochat_lib.rust.gates.clippy import find_lints
+from nanochat_lib.rust.gates.clippy import ASKS_FOR_CLIPPY, asks_for_clippy, find_lints
 from nanochat_lib.rust.gates.miri import find_miri, interpret
 from nanochat_lib.rust.syntax import tokens
 from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
@@ -266,11 +266,13 @@ def _miri_gate(run: Verified | None, *, has_miri: bool) -> str:
 
 
 def _own_lints(look: Verified | None, source: str, own: str) -> tuple[str, ...]:
-    """Return the lints that lie in a program's own text; those without a place count always."""
+    """Return the lints that lie in a program's own text."""
     if look is None:
         return ()
     before, found, _ = source.partition(own)
     first = before.count("\n") + 1
     last = first + own.count("\n") if found else source.count("\n") + 1
-    lints = (d.code for d in look.diagnostics if not d.line or first <= d.line <= last)
+    lints = [d.code for d in look.diagnostics if first <= d.line <= last]
+    if look.verdict is Verdict.PASSED and asks_for_clippy(own):
+        lints.append(ASKS_FOR_CLIPPY)
     return tuple(dict.fromkeys(lints))

@@ -333,7 +333,9 @@ def _evaluation_section(run: RunData) -> Section:
         blocks.append(make_block("humaneval", missing, reading="", table=pl.DataFrame(), source=""))
     intro = (
         "Task sets are never added up: TinyRust measures what the model was taught, the shipped "
-        "set and HumanEval-Rust measure Rust at large. Targets are lines, never bars."
+        "set and HumanEval-Rust measure Rust at large. Targets are lines, never bars. The semantic "
+        "score grades how far programs get through the compiler; semantic ok means that the tests "
+        "pass, clippy sees no mistake, and no unsafe code is left unchecked."
     )
     has_episodes = not run.episodes.is_empty()
     classes, gates = (run.summary("evaluate").get(k, []) for k in ("error_classes", "semantics"))
