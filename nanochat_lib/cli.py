@@ -152,7 +152,10 @@ def evaluate(
         write_atomic(out, json.dumps(result, indent=1))
     if page is not None:
         write_outcomes(result["episodes"], page, title=title, rates=result["rates"])
-    _show([_rate_row(row) for row in result["rates"]], False, title=title)
+    console.print(title, highlight=False, markup=False)
+    for name in dict.fromkeys(row["task_set"] for row in result["rates"]):
+        rates = [_rate_row(row) for row in result["rates"] if row["task_set"] == name]
+        _show(rates, False, title=name)
     for row in result["verdicts"]:
         console.print(f"{row['n']:6,} {row['verdict']}", highlight=False)
     if n := result["n_tasks_without_completion"]:
@@ -298,9 +301,9 @@ def _show(
 def _rate_row(row: dict[str, Any]) -> dict[str, str]:
     """Return an evaluation's number with its interval and counts, narrow enough for a terminal."""
     return {
-        "set": row["task_set"],
         "metric": row["metric"],
-        "rate [95%]": f"{row['rate']:.1%} [{row['low']:.1%}, {row['high']:.1%}]",
+        "rate": f"{row['rate']:.1%}",
+        "95%": f"{row['low']:.1%} to {row['high']:.1%}",
         "samples": f"{row['n_samples']:,}",
         "problems": f"{row['n_problems']:,}",
         "not judged": f"{row['n_unjudged']:,}",

@@ -130,4 +130,5 @@ def test_the_command_writes_json_and_page(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert result["episodes"][0]["task_id"] == TASKS[0].task_id
     assert f"{result['n_tasks_without_completion']} of" in done.output
+    assert "semantic_score" in done.output  # no name is cut in a terminal of 80 columns
     assert SCRIPT in _Tags(page.read_text()).text
