@@ -22,7 +22,7 @@ from nanochat_lib import pipeline
 from nanochat_lib.config import RunConfig, VerifyConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted
-from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run
+from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run, write_atomic
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -149,17 +149,34 @@ def evaluate(
     ] = "canonical",
     out: Annotated[Path | None, typer.Option("--json", help="write the result here")] = None,
     cluster: Cluster = "",
+    page: Annotated[
+        Path | None, typer.Option("--html", help="write every problem's outcome here")
+    ] = None,
 ) -> None:
     """Judge completions of a task set without a model."""
     from nanochat_lib.evals import suite
     from nanochat_lib.evals.tasks import load_tasks
+    from nanochat_lib.report.page import write_outcomes
 
+    for target in (out, page):
+        if target is not None and not target.parent.is_dir():
+            raise WorkbenchError(f"There is no folder {target.parent} to write {target.name} to.")
     chosen = load_tasks(tasks)
     config = RunConfig(verify=_verify_config(cluster=cluster))
     result = suite.judge_file(chosen, completions, config)
+    title = f"{Path(tasks).name}: {len(chosen)} tasks, completions {Path(completions).name}"
     if out is not None:
-        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    _show(result["rates"], False, title=f"{tasks}: {len(chosen)} tasks, completions {completions}")
+        write_atomic(out, json.dumps(result, indent=1))
+    if page is not None:
+        write_outcomes(result["episodes"], page, title=title, rates=result["rates"])
+    console.print(title, highlight=False, markup=False)
+    for name in dict.fromkeys(row["task_set"] for row in result["rates"]):
+        rates = [_rate_row(row) for row in result["rates"] if row["task_set"] == name]
+        _show(rates, False, title=name)
+    for row in result["verdicts"]:
+        console.print(f"{row['n']:6,} {row['verdict']}", highlight=False)
+    if n := result["n_tasks_without_completion"]:
+        console.print(f"{n:,} of {len(chosen):,} tasks have no completion: they are in no rate.")
 
 
 @app.command()
@@ -287,6 +304,18 @@ def _show(
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
+
+
+def _rate_row(row: dict[str, Any]) -> dict[str, str]:
+    """Return an evaluation's number with its interval and counts, narrow enough for a terminal."""
+    return {
+        "metric": row["metric"],
+        "rate": f"{row['rate']:.1%}",
+        "95%": f"{row['low']:.1%} to {row['high']:.1%}",
+        "samples": f"{row['n_samples']:,}",
+        "problems": f"{row['n_problems']:,}",
+        "not judged": f"{row['n_unjudged']:,}",
+    }
 
 
 def _cell(value: Any) -> str:

@@ -74,7 +74,8 @@ class DataConfig(StageConfig):
         0.85, ge=0, le=1, description="fail when the verified set compiles less often than this"
     )
     use_semantic_verification: bool = Field(
-        True, description="also require that tests and examples run, not only compile"
+        True,
+        description="also require that tests and examples run, and no lint of clippy::correctness",
     )
     easy_share: float = Field(0.3, ge=0, le=1, description="wanted share of easy examples")
     medium_share: float = Field(0.5, ge=0, le=1, description="wanted share of medium examples")

@@ -106,6 +106,23 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class SemanticFindings:
+    """What is known of a program's meaning: its tests and the two gates behind them.
+
+    `clippy` is "clean", "lints", "not available", "not judged" or "not asked" (the tests did not
+    pass); `miri` is "not needed" (no unsafe code), "clean", "undefined behaviour", "not available",
+    "not judged" or "not asked".
+    """
+
+    program_id: str
+    passed: bool  # builds, tests ran, all passed
+    clippy: str
+    miri: str
+    lints: tuple[str, ...] = ()  # distinct lints of `clippy::correctness` in the program's own text
+    n_unsafe: int = 0  # `unsafe` and attributes as strong, in the program's own text
+
+
+@dataclass(frozen=True)
 class Task:
     """A prompt with hidden tests: TinyRust, the shipped set, HumanEval-X and MultiPL-E alike.
 
@@ -141,6 +158,8 @@ class Episode:
     n_tokens: int
     expected_loops: float = 0.0
     reward: float = 0.0
+    semantics: SemanticFindings | None = None  # None: nobody asked
+    is_flaky: bool | None = None  # judged again with another verdict; None: judged once
 
 
 @dataclass(frozen=True)
@@ -153,7 +172,7 @@ class EvalResult:
 
     checkpoint: str  # "pretrain" | "maxrl" | "long_context" | "canonical" | ...
     task_set: str
-    metric: str  # "compile_rate" | "semantic_score" | "pass@1" | ...
+    metric: str  # "compile_rate" | "semantic_score" | "semantic_ok" | "pass@1" | ...
     rate: float
     low: float
     high: float

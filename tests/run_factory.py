@@ -162,6 +162,10 @@ def _write_preprocess(folder: Path) -> None:
             ],
         },
         "semantic_rate": {"n_passed": 1602, "n_judged": 1640},
+        "gates": {
+            "clippy": "asked", "n_asked": 1602, "n_linted": 27, "n_unjudged": 1, "n_unsafe": 90,
+            "lints": [{"lint": "clippy::eq_op", "n": 27}],
+        },
         "error_codes": [
             {"code": "E0425", "n": 210, "message": "cannot find value `x` in this scope"},
             {"code": "E0433", "n": 120, "message": "failed to resolve: use of undeclared type"},
@@ -227,6 +231,11 @@ def _write_evaluate(folder: Path) -> None:
         for metric, pair in metrics.items()
     ]  # fmt: skip
     pl.DataFrame(rows).write_parquet(folder / "results.parquet")
+    gates = {"n_passed": 80, "n_ok": 76, "n_lints": 3, "n_unsafe": 1, "n_unknown": 0}
+    gates |= {"checkpoint": "maxrl", "task_set": "tinyrust", "n_repeated": 150, "n_flaky": 2}
+    place = {"checkpoint": "maxrl", "task_set": "tinyrust", "n_judged": 192}
+    classes = [place | {"class": "types", "n": 31}, place | {"class": "ownership", "n": 4}]
+    write_json(folder / "summary.json", {"semantics": [gates], "error_classes": classes})
     pl.DataFrame([_episode(c, i) for c in ("pretrain", "maxrl") for i in range(4)]).write_parquet(
         folder / "episodes.parquet"
     )

@@ -117,6 +117,22 @@ def test_every_link_within_the_page_has_its_target(page: Page) -> None:
     assert set(inner) <= set(page.ids)
 
 
+def test_every_problem_is_one_click_away(reports_dir: Path, page: Page, text: str) -> None:
+    (link,) = page.all("a", href="outcomes.html")
+    target = (reports_dir / "runs" / "whole" / link["href"]).read_text(encoding="utf-8")
+    outcomes = Page(target)
+    assert outcomes.open == []
+    assert outcomes.scripts == []
+    assert outcomes.all("a", href="report.html")
+    assert len(outcomes.all("details")) == 8  # two checkpoints, four problems
+    assert HOSTILE.strip() not in target
+    assert "95.0% (76 of 80) of the programs that pass are semantically correct" in text
+    assert "1.3% (2 of 150) of what ran, judged twice" in text
+    assert "types 31, ownership 4 of 192 judged programs" in text
+    assert "1.7% (27 of 1,602) of the programs that pass, left out: clippy::eq_op (27)" in text
+    assert not (reports_dir / "runs" / "partial" / "outcomes.html").exists()
+
+
 def test_every_figure_has_reading_table_source_and_label(reports_dir: Path, page: Page) -> None:
     run = run_of(reports_dir)
     blocks = [block for section in run_sections(run) for block in section.blocks]

@@ -195,6 +195,9 @@ def test_failures_are_counted_by_verdict_and_code() -> None:
     place = {"checkpoint": "x", "task_set": "set"}
     assert tables["verdicts"][0] == {**place, "verdict": "COMPILE_ERROR", "n": 2}
     assert tables["error_codes"] == [{**place, "code": "E0308", "n": 2, "message": "about E0308"}]
+    classes = {row["class"]: (row["n"], row["n_judged"]) for row in tables["error_classes"]}
+    assert classes["types"] == (2, 3)
+    assert classes["ownership"] == (0, 3)
     assert tables["distinct_bodies"] == [{**place, "rate": pytest.approx(2 / 3), "n": 3}]
 
 
@@ -312,6 +315,42 @@ def test_bad_files_of_completions_are_explained(tmp_path: Path) -> None:
         read_completions(tmp_path / "bad.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no completion"),
+        ("{", "line 1: not valid JSON"),
+        ('{"task_id": "a", "completion": null}', "must both be texts"),
+        ('{"task_id": "a"}', "must both be texts"),
+        ('"text"', "line 1: expected a JSON object"),
+        ('{"task_id": "zzz", "completion": "}"}', "no task 'zzz' among these 4. Its ids are like"),
+        ('{"task_id": "builtin/01_clamp_sum", "completion": "}"}', "Did you mean 'builtin/001_"),
+        ("\n".join(['{"task_id": "001_clamp_sum", "completion": "}", "sample_idx": 0}'] * 2),
+         "lines 1 and 2: sample 0 of '001_clamp_sum' appears twice"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_ends_an_evaluation_with_one_paragraph(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(text)
+    with pytest.raises(WorkbenchError, match=re.escape(message)) as raised:
+        judge_file(TASKS, str(path))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_equal_texts_are_samples_and_missing_tasks_are_counted(tmp_path: Path) -> None:
+    line = json.dumps({"task_id": "001_clamp_sum", "completion": TASKS[0].canonical_solution})
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{line}\n\n{line}\n")
+    result = judge_file(TASKS, str(path))
+    rates = {row["metric"]: row for row in result["rates"]}
+    assert (rates["pass@1"]["n_samples"], rates["pass@1"]["n_problems"]) == (2, 1)
+    assert "pass@2" in rates
+    assert result["n_tasks_without_completion"] == len(TASKS) - 1
+
+
 def test_a_prompt_that_is_too_long_keeps_its_end(tiny_config: RunConfig, checkpoint: Path) -> None:
     from nanochat_lib.evals.generation import open_writer
 
@@ -320,6 +359,20 @@ def test_a_prompt_that_is_too_long_keeps_its_end(tiny_config: RunConfig, checkpo
     (batch,) = writer.complete([long, TASKS[0].prompt], tiny_config.eval)
     assert [found.is_prompt_cut for _, found in batch] == [True, False]
     assert all(found.n_tokens >= 1 for _, found in batch)
+
+
+def test_white_space_after_a_prompt_changes_no_completion(
+    tiny_config: RunConfig, checkpoint: Path
+) -> None:
+    from nanochat_lib.evals.generation import open_writer
+
+    writer = open_writer(checkpoint, threads=2)
+    settings = tiny_config.eval.model_copy(update={"temperature": 1.0})
+    for task in builtin_tasks()[:3]:
+        variants = [task.prompt + ending for ending in ("", "\n", "\n    ", "\n\n\t")]
+        ((first, *others),) = writer.complete(variants, settings, seed=3)
+        assert first[1].text.startswith("\n")
+        assert [found for _, found in others] == [first[1]] * 3
 
 
 def test_a_completion_depends_on_seed_prompt_and_number_only(

@@ -101,6 +101,56 @@ def test_multipl_e_rows_become_tasks(tmp_path: Path) -> None:
     assert task.stop_tokens == ()
 
 
+# The shapes of MultiPL-E's Rust problems: the types that Python's become, and what surrounds them.
+MULTIPL_E_SHAPES = {
+    "floats": ("fn f(xs: Vec<f64>, t: f64) -> bool {", "candidate(vec![1.0, 2.5], 0.3), true"),
+    "strings": ("fn f(s: String) -> Vec<String> {", 'candidate(String::from("a b")), '
+                'vec![String::from("a"), String::from("b")]'),
+    "option": ("fn f(xs: Vec<isize>) -> Option<isize> {", "candidate(vec![-1]), Some(-1)"),
+    "tuple": ("fn f(n: isize) -> (isize, isize) {", "candidate(12), (4, 6)"),
+    "empty vector": ("fn f(x: Vec<isize>) -> Vec<isize> {",
+                     "candidate(Vec::<isize>::new()), Vec::<isize>::new()"),
+    "map": ("use std::collections::HashMap;\n\nfn f(t: String) -> HashMap<String, isize> {",
+            'candidate(String::from("")), HashMap::from([])'),
+    "nested": ("fn f(g: Vec<Vec<isize>>, k: isize) -> Vec<isize> {",
+               "candidate(vec![vec![1, 2], vec![3, 4]], 2), vec![1, 2]"),
+    "raw text": ("fn f(s: String) -> String {", 'candidate(String::from("}")), String::from("{")'),
+    "unit": ("fn f(n: isize) -> () {", "candidate(1), ()"),
+}  # fmt: skip
+DOC = '/// Do it.\n/// >>> f(String::from("{"))\n/// "}" is closed.\n'
+
+
+def _multipl_e_rows() -> list[dict]:
+    return [
+        {
+            "name": f"HumanEval_{number}_{name.replace(' ', '_')}",
+            "language": "rs",
+            "prompt": f"{DOC}{signature}\n",
+            "doctests": "transform",
+            "prompt_terminology": "reworded",
+            "tests": "}\n\nfn main() {\n    let candidate = f;\n"
+            f"    assert_eq!({case});\n    assert_eq!({case});\n}}\n",
+            "stop_tokens": ["\n}"],
+        }
+        for number, (name, (signature, case)) in enumerate(MULTIPL_E_SHAPES.items())
+    ]
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_multipl_e_prompts_compile_with_todo_as_body(tmp_path: Path, as_array: bool) -> None:
+    path = tmp_path / "humaneval-rs-reworded.json"
+    if as_array:  # as in MultiPL-E's own repository; as lines on the hub
+        path.write_text(json.dumps(_multipl_e_rows(), indent=2))
+    else:
+        _write(path, _multipl_e_rows())
+    tasks = load_tasks(path)
+    assert len(tasks) == len(MULTIPL_E_SHAPES)
+    for body in ("\n    todo!()\n}", "\n    todo!()", "    todo!()\n"):
+        episodes = judge_completions(tasks, [(t.task_id, body) for t in tasks], RunConfig())
+        assert {e.verified.verdict for e in episodes} == {Verdict.RUN_ERROR}
+        assert {e.verified.detail for e in episodes} == {"not yet implemented"}
+
+
 def test_humaneval_rows_become_tasks(tmp_path: Path) -> None:
     path = tmp_path / "humaneval.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(HUMANEVAL_ROW).encode()))
@@ -118,6 +168,9 @@ def test_humaneval_rows_become_tasks(tmp_path: Path) -> None:
         (json.dumps(MULTIPL_E_ROW) + "\n\n{broken\n", "line 3: not valid JSON"),
         (json.dumps(MULTIPL_E_ROW) + '\n{"prompt": "fn f() {"}\n', "line 2: the key"),
         (json.dumps(MULTIPL_E_ROW) + "\n[1]\n", "line 2: expected a JSON object"),
+        (json.dumps([MULTIPL_E_ROW, 1]), "entry 2: expected a JSON object"),
+        (json.dumps([MULTIPL_E_ROW])[:-1], "not valid JSON"),
+        ("[]", "holds no task"),
         (json.dumps({**MULTIPL_E_ROW, "tests": "fn main() {}"}), "line 1: `tests` must begin"),
         (json.dumps(MULTIPL_E_ROW) * 1 + "\n" + json.dumps(MULTIPL_E_ROW), "appears twice"),
         (json.dumps({**HUMANEVAL_ROW, "declaration": "fn f()"}), "line 1: `declaration` must"),

@@ -72,9 +72,13 @@ def test_prompt_tokens_are_a_prefix_of_the_whole_programs_tokens(tokenizer):
         assert tokenizer.decode(whole[len(ids) :]) == body[1:]
 
 
-def test_trailing_white_space_of_a_prompt_changes_nothing(tokenizer):
-    prompt = "fn f() -> i32 {"
-    assert encode_prompt(tokenizer, prompt + "\n    ") == encode_prompt(tokenizer, prompt)
+@pytest.mark.parametrize("ending", ["\n", "\n    ", "\n\n\t", " ", "\r\n", "\n\n\n        "])
+def test_trailing_white_space_of_a_prompt_changes_nothing(tokenizer, ending):
+    """Benchmarks' prompts end in a newline or an indent: the model must not see which."""
+    for prompt, body in prompts(100):
+        ids = encode_prompt(tokenizer, prompt)
+        assert encode_prompt(tokenizer, prompt + ending) == ids
+        assert tokenizer.encode(prompt + body).ids[: len(ids)] == ids
 
 
 def test_without_the_newline_a_prompt_is_not_a_prefix(tokenizer):

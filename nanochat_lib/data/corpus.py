@@ -26,7 +26,9 @@ from nanochat_lib.data.tinyrust.generate import TinyExample, generate
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Level, Metric, Program, RustSource, Verdict, Verified
 from nanochat_lib.runs import write_atomic
+from nanochat_lib.rust.gates.clippy import find_lints
 from nanochat_lib.rust.programs import assemble
+from nanochat_lib.rust.semantics import count_unsafe
 from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
 from nanochat_lib.rust.verify import verify
 
@@ -101,8 +103,10 @@ def preprocess(
     work.n_total = len(candidates) + config.data.tinyrust_examples
     with work.step("verify", "judging real Rust"):
         judged = judge_candidates(work, candidates)
+    with work.step("gates", "asking clippy"):
+        gates = ask_gates(work, judged)
     with work.step("choose", "balancing and splitting"):
-        chosen = choose(work, judged)
+        chosen = choose(work, judged, gates.linted)
     with work.step("tinyrust", "generating TinyRust"):
         tiny = make_tinyrust(work)
     with work.step("recheck", "judging a sample once more"):
@@ -113,22 +117,24 @@ def preprocess(
         "funnel": work.funnel,
         **rows.summarise(config, judged, chosen, tiny, after),
         **facts,
+        "gates": gates.summary,
         "rustc": toolchain.version,
         "skipped_files": skipped,
         "seconds": work.seconds,
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     if log is not None:
-        before = summary["compile_rate"]["before"]
-        log(
-            0,
-            {
-                Metric.COMPILE_RATE: before["n_compiled"] / max(before["n_judged"], 1),
-                Metric.N_UNJUDGED: summary["n_unjudged"],
-                Metric.VERIFY_S: work.seconds["verify"],
-            },
-        )
+        log(0, _metrics(summary))
     return summary
+
+
+def _metrics(summary: dict) -> dict[str, float]:
+    before = summary["compile_rate"]["before"]
+    return {
+        Metric.COMPILE_RATE: before["n_compiled"] / max(before["n_judged"], 1),
+        Metric.N_UNJUDGED: summary["n_unjudged"],
+        Metric.VERIFY_S: summary["seconds"]["verify"],
+    }
 
 
 def collect(work: Work, toolchain: Toolchain) -> tuple[list[Candidate], dict[str, int]]:
@@ -170,8 +176,44 @@ def judge_candidates(work: Work, candidates: Sequence[Candidate]) -> list[Judged
     return [Judged(c, v) for c, v in zip(candidates, verdicts, strict=True)]
 
 
-def choose(work: Work, judged: Sequence[Judged]) -> rows.Chosen:
-    """Balance what passed by difficulty, drop benchmark text, and split by group.
+@dataclass(frozen=True)
+class Gates:
+    """What clippy said of the real Rust that passed."""
+
+    linted: frozenset[str]  # ids of rows with a lint of `clippy::correctness`
+    summary: dict
+
+
+def ask_gates(work: Work, judged: Sequence[Judged]) -> Gates:
+    """Ask clippy about every real row that passed; nothing when verification is not semantic.
+
+    Miri is not asked: Rust with unsafe code may be learned from, and is counted.
+    """
+    if not work.config.data.use_semantic_verification:
+        return Gates(frozenset(), {})
+    passed = [j.candidate for j in judged if j.verified.verdict is Verdict.PASSED]
+    programs = [Program(c.row.source_id, c.program, c.edition) for c in passed]
+    looks = find_lints(programs, config=work.config.verify, cache_dir=work.cache_dir)
+    linted = {look.program_id: look.diagnostics for look in looks if look.diagnostics}
+    lints = Counter(lint.code for found in linted.values() for lint in found)
+    summary = {
+        "clippy": "asked" if find_toolchain().clippy else "not available",
+        "n_asked": len(programs),
+        "n_linted": len(linted),
+        "n_unjudged": sum(look.verdict is Verdict.UNJUDGED for look in looks),
+        "n_unsafe": sum(count_unsafe(c.row.text) > 0 for c in passed),
+        "lints": [{"lint": name, "n": n} for name, n in lints.most_common()],
+    }
+    return Gates(frozenset(linted), summary)
+
+
+def choose(
+    work: Work, judged: Sequence[Judged], linted: frozenset[str] = frozenset()
+) -> rows.Chosen:
+    """Drop what clippy objects to, balance by difficulty, drop benchmark text, split by group.
+
+    Args:
+        linted: ids of rows with a lint of `clippy::correctness`.
 
     Raises:
         WorkbenchError: nothing passed, or everything comes from one file.
@@ -182,6 +224,9 @@ def choose(work: Work, judged: Sequence[Judged]) -> rows.Chosen:
     passed = [j for j in judged if j.verified.verdict is Verdict.PASSED]
     work.count("passed", len(passed))
     _require_some(judged, passed)
+    if data.use_semantic_verification:
+        passed = [j for j in passed if j.row.source_id not in linted]
+        work.count("without clippy::correctness lints", len(passed))
     passed.sort(key=lambda j: sources.seeded_order(seed, j.row.source_id))
     names = [rows.difficulty(j) for j in passed]
     shares = {"easy": data.easy_share, "medium": data.medium_share, "hard": data.hard_share}

@@ -53,7 +53,8 @@ class Writer:
             prompts: texts that end in the opening brace of a function.
             settings: temperature, length and exit threshold.
             n_samples: completions per prompt.
-            seed: of the sampling. A completion depends on it, its prompt and its number only.
+            seed: of the sampling. A completion depends on it, its prompt (without white space
+                at the end) and its number only.
         """
         longest = max(int(self.engine.max_seq_len * (1 - MIN_FREE_SHARE)), 1)
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
@@ -64,7 +65,7 @@ class Writer:
                 [encoded[i][-longest:] for i, _ in batch],
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,
-                seed=[crc32(f"{seed} {sample} {prompts[i]}".encode()) for i, sample in batch],
+                seed=[crc32(f"{seed} {s} {prompts[i].rstrip()}".encode()) for i, s in batch],
                 stop_ids=frozenset({END_OF_TEXT_ID}),
                 exit_threshold=settings.exit_threshold,
             )

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from nanochat_lib.config import RunConfig
-from nanochat_lib.errors import WorkbenchError, nearest
+from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals.generation import Completion
 from nanochat_lib.evals.humaneval import is_flawed, with_stand_ins
 from nanochat_lib.evals.tasks import read_json_lines
-from nanochat_lib.records import Episode, Level, Program, Task
+from nanochat_lib.records import Episode, Level, Program, SemanticFindings, Task, Verified
+from nanochat_lib.rust.gates.repeat import find_flaky
 from nanochat_lib.rust.programs import assemble, truncate_completion
+from nanochat_lib.rust.semantics import judge_semantics
 from nanochat_lib.rust.verify import verify
 
 
@@ -45,6 +48,7 @@ def judge_completions(
     *,
     cache_dir: Path | None = None,
     truncate: bool = True,
+    in_depth: bool = False,
 ) -> list[Episode]:
     """Judge completions from anywhere; no model is needed.
 
@@ -56,6 +60,7 @@ def judge_completions(
         cache_dir: folder of the verdict cache; None: judge everything anew.
         truncate: cut each text after the brace that closes the function, as a model's output
             needs; False for texts that are exactly the wanted program.
+        in_depth: as for `judge_attempts`.
 
     Raises:
         WorkbenchError: a task id that is not among the tasks (with the nearest one).
@@ -65,10 +70,16 @@ def judge_completions(
     attempts = []
     for task_id, text in completions:
         if task_id not in by_id:
-            raise WorkbenchError(f"There is no task {task_id!r}.{nearest(task_id, by_id)}")
+            raise WorkbenchError(_no_such_task(task_id, tasks, by_id))
         task = by_id[task_id]
         attempts.append(Attempt(task, cut_completion(task, text) if truncate else text))
-    return judge_attempts(attempts, config, cache_dir=cache_dir)
+    return judge_attempts(attempts, config, cache_dir=cache_dir, in_depth=in_depth)
+
+
+def _no_such_task(task_id: str, tasks: list[Task], known: Iterable[str]) -> str:
+    close = get_close_matches(task_id, known, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"Its ids are like {tasks[0].task_id!r}."
+    return f"There is no task {task_id!r} among these {len(tasks):,}. {hint}"
 
 
 def canonical_completions(tasks: list[Task]) -> list[tuple[str, str]]:
@@ -79,20 +90,30 @@ def canonical_completions(tasks: list[Task]) -> list[tuple[str, str]]:
 def read_completions(path: Path) -> list[tuple[str, str]]:
     """Return (task id, completion) of a JSON-lines file with these two keys.
 
+    Several lines of one task are its samples, equal texts too. Where lines number themselves
+    (`sample_idx`), the same number twice is a file that was put together twice, and refused.
+
     Raises:
-        WorkbenchError: the file is missing, or a line is malformed (named).
+        WorkbenchError: the file is missing or empty, a line is malformed, or a sample appears twice
+            (lines named).
     """
     if not path.is_file():
         raise WorkbenchError(
             f"There is no file {path}: give 'canonical', or JSON lines such as "
             '{"task_id": "builtin/001_clamp_sum", "completion": "\\n    0\\n}"}.'
         )
-    completions = []
+    completions, seen = [], {}
     for number, row in read_json_lines(path):
         values = (row.get("task_id"), row.get("completion"))
         if not all(isinstance(value, str) for value in values):
             raise WorkbenchError(
                 f"{path}, line {number}: `task_id` and `completion` must both be texts."
+            )
+        sample = (values[0], row.get("sample_idx"))
+        if sample[1] is not None and seen.setdefault(sample, number) != number:
+            raise WorkbenchError(
+                f"{path}, lines {seen[sample]} and {number}: sample {sample[1]} of {values[0]!r} "
+                "appears twice."
             )
         completions.append(values)
     if not completions:
@@ -119,6 +140,7 @@ def judge_attempts(
     *,
     cache_dir: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    in_depth: bool = False,
 ) -> list[Episode]:
     """Judge attempts that are cut already.
 
@@ -127,31 +149,49 @@ def judge_attempts(
         config: `verify` and `hardware.cpu_threads` are used.
         cache_dir: folder of the verdict cache; None: judge everything anew.
         on_progress: called with (programs judged, programs).
+        in_depth: also ask clippy and Miri about programs that pass, and judge those that ran a
+            second time, to find outcomes that are not deterministic.
     """
+    programs = [program_of(attempt.task, attempt.text) for attempt in attempts]
+    limits, workers = config.verify, config.hardware.cpu_threads
     verified = verify(
-        [program_of(attempt.task, attempt.text) for attempt in attempts],
+        programs,
         Level.TEST,
-        config=config.verify,
-        cache_dir=cache_dir,
-        workers=config.hardware.cpu_threads,
-        on_progress=on_progress,
-    )
+        config=limits, cache_dir=cache_dir, workers=workers, on_progress=on_progress,
+    )  # fmt: skip
+    findings: list[SemanticFindings | None] = [None] * len(programs)
+    flaky: list[bool | None] = [None] * len(programs)
+    if in_depth:
+        own = [attempt.task.prompt + attempt.text for attempt in attempts]
+        findings = judge_semantics(
+            programs, verified, own, config=limits, cache_dir=cache_dir, workers=workers
+        )
+        flaky = find_flaky(programs, verified, config=limits, workers=workers)
     seen: Counter[str] = Counter()
     episodes = []
-    for attempt, judged in zip(attempts, verified, strict=True):
-        task_id = attempt.task.task_id
-        episodes.append(
-            Episode(
-                task_id=task_id,
-                sample_idx=seen[task_id],
-                completion=attempt.text,
-                verified=judged,
-                n_tokens=attempt.n_tokens,
-                expected_loops=attempt.expected_loops,
-            )
-        )
-        seen[task_id] += 1
+    for attempt, *judgement in zip(attempts, verified, findings, flaky, strict=True):
+        episodes.append(_episode(attempt, seen[attempt.task.task_id], *judgement))
+        seen[attempt.task.task_id] += 1
     return episodes
+
+
+def _episode(
+    attempt: Attempt,
+    sample_idx: int,
+    verified: Verified,
+    findings: SemanticFindings | None,
+    is_flaky: bool | None,
+) -> Episode:
+    return Episode(
+        task_id=attempt.task.task_id,
+        sample_idx=sample_idx,
+        completion=attempt.text,
+        verified=verified,
+        n_tokens=attempt.n_tokens,
+        expected_loops=attempt.expected_loops,
+        semantics=findings,
+        is_flaky=is_flaky,
+    )
 
 
 def program_of(task: Task, completion: str) -> Program:

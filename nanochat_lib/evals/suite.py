@@ -177,6 +177,7 @@ class _Evaluation:
             self.config,
             cache_dir=self.cache_dir,
             on_progress=lambda done, _: self.watch.look(done, text),
+            in_depth=True,
         )
         self.verify_s += time.monotonic() - started
         self.watch.add(len(attempts), text)
@@ -247,7 +248,7 @@ def judge_file(
     if not texts:
         raise WorkbenchError("The task set has no reference solutions: give a file of completions.")
     episodes = judge_completions(
-        tasks, texts, config, cache_dir=cache_dir, truncate=not is_canonical
+        tasks, texts, config, cache_dir=cache_dir, truncate=not is_canonical, in_depth=True
     )
     checkpoint = "canonical" if is_canonical else Path(completions).stem
     name = tasks[0].task_set

@@ -43,7 +43,7 @@ def load_tasks(name_or_path: str | Path) -> list[Task]:
     """Return the tasks of a set.
 
     Args:
-        name_or_path: "builtin", or a JSON-lines file (`.jsonl`, `.jsonl.gz`).
+        name_or_path: "builtin", a JSON-lines file (`.jsonl`, `.jsonl.gz`), or a JSON array.
 
     Raises:
         WorkbenchError: no such file, an unknown format, or a malformed line (named).
@@ -187,15 +187,21 @@ def _converter(path: Path, first: Row) -> Callable[[Row], Task]:
 
 
 def read_json_lines(path: Path) -> list[tuple[int, Row]]:
-    """Return (line number, object) of a `.jsonl` or `.jsonl.gz` file, skipping empty lines."""
+    """Return (line number, object) of a `.jsonl` or `.jsonl.gz` file, skipping empty lines.
+
+    MultiPL-E's own repository keeps its prompts as one JSON array: there the number is the place
+    in the array.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
-            lines = file.read().split("\n")
+            text = file.read()
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise WorkbenchError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    if text.lstrip().startswith("["):
+        return _read_array(path, text)
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -205,6 +211,17 @@ def read_json_lines(path: Path) -> list[tuple[int, Row]]:
         if not isinstance(row, dict):
             raise WorkbenchError(f"{path}, line {number}: expected a JSON object.")
         rows.append((number, row))
+    return rows
+
+
+def _read_array(path: Path, text: str) -> list[tuple[int, Row]]:
+    try:
+        rows = list(enumerate(json.loads(text), start=1))
+    except json.JSONDecodeError as error:
+        raise WorkbenchError(f"{path}: not valid JSON ({error}).") from error
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise WorkbenchError(f"{path}, entry {number}: expected a JSON object.")
     return rows
 
 

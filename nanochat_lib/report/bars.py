@@ -185,7 +185,7 @@ def evaluation_bars(
 
     Args:
         results: `EvalResult` rows.
-        metric: "compile_rate", "semantic_score", "pass@1", ...
+        metric: "compile_rate", "semantic_score", "semantic_ok", "pass@1", ...
         target: drawn as a line, never as a bar. That of pass@k is meant for HumanEval-Rust.
         parts_of: draw the parts of this set (levels, splits) instead of the whole sets.
     """
@@ -223,7 +223,7 @@ def evaluation_bars(
 
 def _counts(row: Row) -> str:
     """Return what a rate was counted from; graded scores and pass@k are no share of samples."""
-    if row["metric"] in ("compile_rate", "pass@1"):
+    if row["metric"] in ("compile_rate", "pass@1", "semantic_ok"):
         return f"{row['n_correct']:,} of {row['n_samples']:,}"
     return f"n = {row['n_samples']:,}"
 

@@ -61,7 +61,7 @@ def content_policy(*scripts: str, shared: bool = False) -> str:
     Args:
         shared: also allow script files beside the page (the shared plotting script).
     """
-    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts) or "'none'"
     files = " 'self' file:" if shared else ""
     return (
         f"default-src 'none'; script-src {hashes}{files}; style-src 'unsafe-inline'; "

@@ -7,15 +7,19 @@ request, and follows the reader's light or dark system. `self_contained` embeds 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from nanochat_lib.report import theme
+from nanochat_lib.report.content.blocks import OUTCOMES_PAGE
+from nanochat_lib.report.content.outcomes import group_outcomes
 from nanochat_lib.report.content.readings import number
 from nanochat_lib.report.content.sections import run_sections
 from nanochat_lib.report.content.summary import (
@@ -38,7 +42,7 @@ MARKS = {GOOD: "✓ good", WATCH: "! watch", BAD: "✗ act", UNKNOWN: "? unknown
 
 
 def write_run_report(run_dir: Path, *, self_contained: bool = True) -> Path:
-    """Write a run's report and return its path.
+    """Write a run's report, and beside it the page of every evaluated problem; return its path.
 
     Args:
         run_dir: the run's folder.
@@ -49,9 +53,48 @@ def write_run_report(run_dir: Path, *, self_contained: bool = True) -> Path:
     """
     run = load_run(run_dir)
     path = run_dir / "report.html"
+    if not run.episodes.is_empty():
+        write_outcomes(
+            run.episodes.to_dicts(),
+            run_dir / OUTCOMES_PAGE,
+            title=f"{run.run_id}: every problem",
+            rates=run.results.to_dicts(),
+            back=path.name,
+        )
     write_atomic(path, render_report(run, self_contained=self_contained))
     if not self_contained:
         write_shared_plotly(run_dir.parent.parent / "assets")
+    return path
+
+
+def write_outcomes(
+    rows: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    title: str,
+    rates: Sequence[dict[str, Any]] = (),
+    back: str = "",
+) -> Path:
+    """Write the page of every problem of an evaluation, which runs no script; return its path.
+
+    Args:
+        rows: episode rows; columns that are missing count as empty.
+        path: the page.
+        title: its heading.
+        rates: `EvalResult` rows, shown on top.
+        back: relative link to the page that leads here.
+    """
+    page = render(
+        "outcomes.html.j2",
+        title=title,
+        back=back,
+        rates=pl.DataFrame(list(rates), infer_schema_length=None),
+        groups=group_outcomes(rows),
+        style=asset("style.css"),
+        policy=content_policy(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page)
     return path
 
 

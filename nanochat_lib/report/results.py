@@ -51,6 +51,11 @@ def _preprocess(run: RunData) -> list[Row]:
     rate = _rate(semantic["n_passed"], semantic["n_judged"])
     judged = f"{semantic['n_judged']:,} programs"
     rows.append(_row(run, "semantic correctness", rate, judged))
+    if gates := summary.get("gates"):
+        n_clean = gates["n_asked"] - gates["n_linted"] - gates["n_unjudged"]
+        rate = _rate(n_clean, gates["n_asked"]) if gates["clippy"] == "asked" else "not available"
+        n = f"{gates['n_asked']:,} programs that pass"
+        rows.append(_row(run, "clean for clippy::correctness", rate, n))
     tokens = summary["tokens"]
     for kind in ("real", "tinyrust"):
         count = f"{tokens[f'{kind}_train']:,} tokens"

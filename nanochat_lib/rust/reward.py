@@ -7,7 +7,8 @@ unsafe_blocks` for code that compiles. How we differ: the counted terms are capp
 else stops a program from growing them without end; code that does not compile earns 0.
 
 Known hacks of the shaped formula, each a test: an empty file earns the base, dead branches and
-unused lifetimes earn bonuses, failing every test costs nothing. Hence `tests` is the default.
+unused lifetimes earn bonuses, failing every test costs nothing (`todo!()`, a constant, `exit(0)`
+and a printed success earn what honest work earns). Hence `tests` is the default.
 """
 
 from __future__ import annotations

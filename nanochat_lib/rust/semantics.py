@@ -2,48 +2,30 @@
 
 Input: `Verified` records. Output: classes of codes, counts, and two numbers with different
 meanings: `semantic_score` grades how far programs get through the compiler, `semantic_ok` is the
-strict statement that one does what its tests say. Programs that could not be judged are in neither
-denominator. Source of the classes: rustc's error index (https://doc.rust-lang.org/error_codes).
+strict statement that one does what its tests say, that clippy sees no mistake in it and that it is
+sound. Programs that could not be judged are in neither denominator.
+The classes are those of `error_classes.py`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
-from nanochat_lib.records import Level, Verdict, Verified
-from nanochat_lib.rust.syntax import SyntaxFeatures
+from nanochat_lib.config import VerifyConfig
+from nanochat_lib.records import Level, Program, SemanticFindings, Verdict, Verified
+from nanochat_lib.rust.error_classes import ERROR_CLASSES, ErrorClass, error_class
+from nanochat_lib.rust.gates.clippy import ASKS_FOR_CLIPPY, asks_for_clippy, find_lints
+from nanochat_lib.rust.gates.miri import find_miri, interpret
+from nanochat_lib.rust.syntax import tokens
+from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
 
-ErrorClass = Literal["resolution", "types", "lifetimes", "ownership", "others"]
-ERROR_CLASSES: tuple[ErrorClass, ...] = (
-    "resolution", "types", "lifetimes", "ownership", "others",
-)  # fmt: skip
-
-
-def _codes(text: str) -> frozenset[str]:
-    return frozenset("E" + code for code in text.split())
-
-
-_RESOLUTION = _codes(
-    "0252 0254 0255 0259 0260 0364 0365 0401 0403 0404 0405 0407 0408 0411 0412 0415 0416 0422 "
-    "0423 0424 0425 0426 0428 0429 0430 0431 0432 0433 0434 0435 0437 0438 0451 0463 0530 0531 "
-    "0532 0573 0574 0575 0576 0603 0616 0624 0659 0742"
-)
-_LIFETIMES = _codes(
-    "0106 0195 0226 0227 0228 0261 0262 0263 0309 0310 0311 0373 0477 0478 0482 0491 0495 0496 "
-    "0515 0521 0597 0621 0623 0626 0637 0700 0712 0716 0726 0759 0803"
-)
-_OWNERSHIP = _codes(
-    "0381 0382 0384 0493 0499 0500 0501 0502 0503 0505 0506 0507 0508 0509 0510 0524 0594 0596 0713"
-)
-# Lexer, attributes, unsafety, unstable features, linking: no statement about meaning.
-_OTHERS = _codes(
-    "0133 0152 0455 0458 0459 0466 0468 0469 0514 0517 0518 0519 0522 0536 0537 0538 0539 0541 "
-    "0552 0554 0565 0583 0584 0585 0586 0587 0588 0589 0601 0602 0635 0636 0658 0748 0753 0754 "
-    "0758 0762 0763 0765 0766 0768 0788"
-)
+# Attributes and macros that need no `unsafe` in edition 2021 and break what it guards.
+_UNSAFE_WORDS = frozenset(["unsafe", "no_mangle", "export_name", "link_section", "global_asm"])
+_NOT_SOUND = ("undefined behaviour", "not available")
 
 
 @dataclass(frozen=True)
@@ -55,18 +37,6 @@ class SemanticScore:
     n_compiled: int
     n_unjudged: int
     by_class: dict[str, int]  # programs with at least one error of the class
-
-
-def error_class(code: str) -> ErrorClass:
-    """Return the class of an error code; messages without a code are `others`."""
-    if code in _RESOLUTION:
-        return "resolution"
-    if code in _LIFETIMES:
-        return "lifetimes"
-    if code in _OWNERSHIP:
-        return "ownership"
-    is_type_code = code.startswith("E") and code[1:].isdigit() and code not in _OTHERS
-    return "types" if is_type_code else "others"
 
 
 def error_classes(verified: Verified) -> tuple[ErrorClass, ...]:
@@ -128,11 +98,140 @@ def _is_judged(verified: Verified) -> bool:
     )
 
 
-def semantic_ok(verified: Verified, features: SyntaxFeatures) -> bool:
-    """Return whether a program builds, passes all its tests, and holds no unsafe code.
+# --- The strict statement -----------------------------------------------------------------------
 
-    Unsafe code is left out because no test shows that it is sound, and because only unsafe code
-    could forge the completion proof of `harness.py`.
+
+def judge_semantics(
+    programs: Sequence[Program],
+    verdicts: Sequence[Verified],
+    own_texts: Sequence[str] = (),
+    *,
+    config: VerifyConfig | None = None,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    toolchain: Toolchain | None = None,
+) -> list[SemanticFindings]:
+    """Ask clippy about every program that passed, and Miri about those with unsafe code.
+
+    Args:
+        programs: as they were judged.
+        verdicts: of the same programs, from level `test`.
+        own_texts: the part of each program that answers for itself, without tests and stand-ins;
+            empty: the whole programs.
+        config: limits and batch size.
+        cache_dir: folder of the verdict cache; None: no cache.
+        workers: threads; None: one per CPU.
+        toolchain: whose clippy and Miri; None: the one on the PATH.
     """
-    passed = verified.verdict is Verdict.PASSED and verified.level is Level.TEST
-    return passed and features.unsafe_blocks == 0
+    toolchain = toolchain or find_toolchain()
+    miri, own = find_miri(toolchain), own_texts or [program.source for program in programs]
+    passed = [v.verdict is Verdict.PASSED and v.level is Level.TEST for v in verdicts]
+    is_doubtful = [
+        is_fine and miri is not None and count_unsafe(text) > 0
+        for is_fine, text in zip(passed, own, strict=True)
+    ]
+    shared = {"config": config, "workers": workers}
+    lint = partial(find_lints, cache_dir=cache_dir, toolchain=toolchain, **shared)
+    looks = _ask_about(programs, passed, lint)
+    runs = _ask_about(programs, is_doubtful, partial(interpret, miri=miri, **shared))
+    answers = zip(programs, own, passed, looks, runs, strict=True)
+    findings = [_findings(*answer, has_miri=miri is not None) for answer in answers]
+    if toolchain.clippy is None:
+        return [replace(found, clippy="not available") for found in findings]
+    return findings
+
+
+def _findings(
+    program: Program,
+    own: str,
+    passed: bool,
+    look: Verified | None,
+    run: Verified | None,
+    *,
+    has_miri: bool,
+) -> SemanticFindings:
+    lints = _own_lints(look, program.source, own)
+    n_unsafe = count_unsafe(own)
+    return SemanticFindings(
+        program_id=program.program_id,
+        passed=passed,
+        clippy=_clippy_gate(look, lints),
+        miri=_miri_gate(run, has_miri=has_miri) if n_unsafe else "not needed",
+        lints=lints,
+        n_unsafe=n_unsafe,
+    )
+
+
+def _ask_about(
+    programs: Sequence[Program],
+    is_asked: Sequence[bool],
+    ask: Callable[[list[Program]], list[Verified]],
+) -> list[Verified | None]:
+    """Return the answer on each program that is asked about, and None for the others."""
+    answers = iter(ask([program for program, yes in zip(programs, is_asked, strict=True) if yes]))
+    return [next(answers) if yes else None for yes in is_asked]
+
+
+def count_unsafe(text: str) -> int:
+    """Count what can break memory safety, in macros too: `unsafe`, and attributes as strong."""
+    return sum(token.text in _UNSAFE_WORDS for token in tokens(text) if token.kind == "word")
+
+
+def semantic_ok(findings: SemanticFindings) -> bool | None:
+    """Return whether a program builds, passes all its tests, triggers no lint of
+    `clippy::correctness`, and holds no unsafe code that Miri did not find clean.
+
+    Unsafe code is left out otherwise because no test shows that it is sound, and because only
+    unsafe code could forge the completion proof of `harness.py`.
+
+    Returns: None when a gate that decides could not look; such a program is in no rate. Without
+        clippy that is every program: a rate over those that fail their tests would be zero.
+    """
+    if findings.clippy == "not available":
+        return None
+    if not findings.passed or findings.lints or findings.miri in _NOT_SOUND:
+        return False
+    return None if "not judged" in (findings.clippy, findings.miri) else True
+
+
+def explain_semantics(findings: SemanticFindings) -> str:
+    """Return why a program that passes its tests is not `semantic_ok`, or an empty string."""
+    if findings.clippy == "not available":
+        return "clippy is not installed: nothing is known of its correctness lints"
+    if not findings.passed:
+        return ""
+    if findings.lints:
+        return f"clippy::correctness: {', '.join(findings.lints)}"
+    if findings.miri in _NOT_SOUND:
+        return f"unsafe code, and Miri is {findings.miri}".replace("is undef", "found undef")
+    is_open = "not judged" in (findings.clippy, findings.miri)
+    return "clippy or Miri could not judge it" if is_open else ""
+
+
+def _clippy_gate(look: Verified | None, lints: tuple[str, ...]) -> str:
+    if look is None:
+        return "not asked"
+    if look.verdict is Verdict.UNJUDGED:
+        return "not judged"
+    return "lints" if lints else "clean"
+
+
+def _miri_gate(run: Verified | None, *, has_miri: bool) -> str:
+    if run is None:
+        return "not asked" if has_miri else "not available"
+    if run.verdict is Verdict.PASSED:
+        return "clean"
+    return "undefined behaviour" if run.verdict is Verdict.RUN_ERROR else "not judged"
+
+
+def _own_lints(look: Verified | None, source: str, own: str) -> tuple[str, ...]:
+    """Return the lints that lie in a program's own text."""
+    if look is None:
+        return ()
+    before, found, _ = source.partition(own)
+    first = before.count("\n") + 1
+    last = first + own.count("\n") if found else source.count("\n") + 1
+    lints = [d.code for d in look.diagnostics if first <= d.line <= last]
+    if look.verdict is Verdict.PASSED and asks_for_clippy(own):
+        lints.append(ASKS_FOR_CLIPPY)
+    return tuple(dict.fromkeys(lints))

@@ -4,7 +4,8 @@ Input: source text. Output: tokens (`tokens`), whether it parses (`parses`), the
 `SyntaxFeatures`, the functions of a file (`functions`). Nothing here judges: rustc does
 (`verify.py`). The lexer follows the Rust reference for editions 2021 and later, where comments,
 strings, characters and lifetimes are concerned; numbers and operators are only cut, not read.
-Cyclomatic complexity is McCabe's count: 1 + the branches of a function.
+Cyclomatic complexity is McCabe's count: 1 + the branches of a function. A guard belongs to its arm,
+`let ... else` is a branch, and what a macro receives is not read.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _TOKEN = re.compile(
 _BLOCK_MARK = re.compile(r"/\*|\*/")
 
 _LOOPS = frozenset(("while_expression", "for_expression", "loop_expression"))
-_BRANCHES = _LOOPS | {"if_expression", "match_arm", "try_expression", "&&", "||"}
+_BRANCHES = _LOOPS | {"if_expression", "match_arm", "try_expression", "let_declaration", "&&", "||"}
+_UNWRAPS = (b"unwrap", b"expect")
 _NESTING = _LOOPS | {"if_expression", "match_expression", "closure_expression", "unsafe_block"}
 
 
@@ -56,7 +58,7 @@ class SyntaxFeatures:
     explicit_lifetimes: int  # uses of a named lifetime other than 'static and '_
     unsafe_blocks: int  # unsafe blocks and unsafe functions, impls and traits
     max_nesting: int  # deepest nesting of control flow and closures
-    n_unwraps: int  # calls of unwrap and expect
+    n_unwraps: int  # uses of unwrap and expect, as methods or as paths
     n_generics: int  # type and const parameters
     n_functions: int = 0
 
@@ -148,7 +150,7 @@ def features(source: str) -> SyntaxFeatures:
         count["functions"] += kind == "function_item"
         count["lifetimes"] += kind == "lifetime" and node.text not in (b"'static", b"'_")
         count["unsafe"] += kind == "unsafe"
-        count["unwraps"] += kind == "field_expression" and _is_unwrap(node)
+        count["unwraps"] += _is_unwrap(node)
         count["generics"] += kind in ("type_parameter", "const_parameter")
     return SyntaxFeatures(
         cyclomatic_complexity=count["functions"] + count["branches"],
@@ -205,8 +207,19 @@ def is_test(function: Node) -> bool:
 def _is_branch(node: Node) -> bool:
     if node.type not in _BRANCHES:
         return False
-    # A match with n arms decides n - 1 times: the last arm is the way that is left.
-    return node.type != "match_arm" or node.next_named_sibling is not None
+    if node.type == "let_declaration":
+        return node.child_by_field_name("alternative") is not None
+    if node.type in ("&&", "||"):
+        return node.parent is not None and node.parent.type in ("binary_expression", "let_chain")
+    return node.type != "match_arm" or not _is_last_arm(node)
+
+
+def _is_last_arm(arm: Node) -> bool:
+    """A match with n arms decides n - 1 times: the last arm is the way that is left."""
+    following = arm.next_named_sibling
+    while following is not None and following.type.endswith("comment"):
+        following = following.next_named_sibling
+    return following is None
 
 
 def _is_else_if(node: Node) -> bool:
@@ -214,6 +227,11 @@ def _is_else_if(node: Node) -> bool:
 
 
 def _is_unwrap(node: Node) -> bool:
+    if node.type == "scoped_identifier":  # Option::unwrap
+        name = node.child_by_field_name("name")
+        return name is not None and name.text in _UNWRAPS
+    if node.type != "field_expression":
+        return False
     name = node.child_by_field_name("field")
     called = node.parent is not None and node.parent.type == "call_expression"
-    return called and name is not None and name.text in (b"unwrap", b"expect")
+    return called and name is not None and name.text in _UNWRAPS

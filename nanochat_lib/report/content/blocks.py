@@ -17,6 +17,7 @@ from nanochat_lib.report.content.listings import Group
 from nanochat_lib.report.run_data import RunData, series
 
 MAX_TABLE_ROWS = 30
+OUTCOMES_PAGE = "outcomes.html"  # beside report.html
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    links: list[tuple[str, str]] = field(default_factory=list)  # (text, file beside the page)
 
 
 def make_block(

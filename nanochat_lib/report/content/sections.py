@@ -15,6 +15,7 @@ from nanochat_lib.records import Metric
 from nanochat_lib.report import bars, figures
 from nanochat_lib.report.content import readings
 from nanochat_lib.report.content.blocks import (
+    OUTCOMES_PAGE,
     Block,
     Section,
     curve_block,
@@ -22,6 +23,7 @@ from nanochat_lib.report.content.blocks import (
     make_block,
     stage_status,
 )
+from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, gate_facts
 from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
 from nanochat_lib.report.run_data import RunData, series
@@ -94,6 +96,7 @@ def _data_facts(run: RunData, summary: dict[str, Any]) -> list[tuple[str, str]]:
     if semantic.get("n_judged"):
         text = readings.share(semantic["n_passed"], semantic["n_judged"])
         facts.append(("Tests and examples that ran and passed", text))
+    facts += corpus_gate_facts(summary.get("gates", {}))
     if "n_unjudged" in summary:
         text = f"{summary['n_unjudged']:,}, counted neither as right nor as wrong"
         facts.append(("Could not be judged", text))
@@ -330,10 +333,23 @@ def _evaluation_section(run: RunData) -> Section:
         blocks.append(make_block("humaneval", missing, reading="", table=pl.DataFrame(), source=""))
     intro = (
         "Task sets are never added up: TinyRust measures what the model was taught, the shipped "
-        "set and HumanEval-Rust measure Rust at large. Targets are lines, never bars."
+        "set and HumanEval-Rust measure Rust at large. Targets are lines, never bars. The semantic "
+        "score grades how far programs get through the compiler; semantic ok means that the tests "
+        "pass, clippy sees no mistake, and no unsafe code is left unchecked."
     )
-    status, groups = stage_status(run, "evaluate"), episode_groups(run)
-    return Section("evaluate", "5 · Evaluation", intro, status, blocks, groups=groups)
+    has_episodes = not run.episodes.is_empty()
+    classes, gates = (run.summary("evaluate").get(k, []) for k in ("error_classes", "semantics"))
+    text = f"Every problem with its outcome and source ({run.episodes.height:,} programs)"
+    return Section(
+        "evaluate",
+        "5 · Evaluation",
+        intro,
+        stage_status(run, "evaluate"),
+        blocks,
+        facts=[*class_facts(classes), *gate_facts(gates)],
+        groups=episode_groups(run),
+        links=[(text, OUTCOMES_PAGE)] if has_episodes else [],
+    )
 
 
 def _sets_with_parts(results: pl.DataFrame) -> list[str]:

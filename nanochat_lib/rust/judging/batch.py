@@ -21,9 +21,9 @@ from pathlib import Path
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
+from nanochat_lib.rust.error_classes import error_class
 from nanochat_lib.rust.judging.policy import Policy
 from nanochat_lib.rust.sandbox import COMPILE_LIMITS, Completed, run_sandboxed
-from nanochat_lib.rust.semantics import error_class
 from nanochat_lib.rust.toolchain import Toolchain
 
 # -Awarnings leaves deny lints alone, which decide verdicts; --cap-lints would not.

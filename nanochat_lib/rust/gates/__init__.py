@@ -1,0 +1,1 @@
+"""Above `verify`: what is asked of a program after its tests passed."""
