@@ -21,8 +21,12 @@ from pathlib import Path
 import numba
 from llvmlite import binding
 
-LEVELS: dict[str, tuple[int, ...]] = {"generic": (0,), "avx2": (0, 0)}
-_NEEDS = {"generic": (), "avx2": ("avx2",)}  # CPU features by level
+LEVELS: dict[str, tuple[int, ...]] = {"generic": (0,), "avx2": (0,) * 2, "avx512vnni": (0,) * 3}
+_NEEDS = {  # CPU features by level
+    "generic": (),
+    "avx2": ("avx2",),
+    "avx512vnni": ("avx512f", "avx512bw", "avx512vnni"),
+}
 
 
 def jit(function: Callable) -> Callable:
@@ -58,7 +62,7 @@ def cache_dir(callers: Path) -> Path | None:
     """Return a writable cache folder that changes with the source, or None when there is none."""
     stamp = hashlib.sha256(numba.__version__.encode())
     for folder in (Path(__file__).parent, callers):
-        for text in (path.read_bytes() for path in sorted(folder.glob("*.py"))):
+        for text in (path.read_bytes() for path in sorted(folder.rglob("*.py"))):
             if b"kernels.compile" in text:
                 stamp.update(text)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())

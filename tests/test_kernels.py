@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import cpu, reference
+from kernels.compile import LEVELS
 
-BACKENDS = ["reference", "generic", "avx2"]
+BACKENDS = ["reference", *LEVELS]
 
 
 @pytest.fixture(params=BACKENDS)
