@@ -46,6 +46,7 @@ _NOTES = {
     "generic": "numba, portable vector code for any CPU",
     "avx2": "numba with AVX2 byte dot products",
     "avx512vnni": "numba with AVX-512 VNNI byte dot products",
+    "amx": "numba with AMX tiles for 32 tokens and more, else VNNI",
 }
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from kernels import simd
 from kernels.compile import LEVELS, inline, jit
-from kernels.levels import portable, vnni
+from kernels.levels import amx, portable, vnni
 
-_VNNI = len(LEVELS["avx512vnni"])
+_VNNI, _AMX = len(LEVELS["avx512vnni"]), len(LEVELS["amx"])
 _ABS_BITS = np.int32(0x7FFFFFFF)
 _INFINITY_BITS = np.int32(0x7F800000)
 _ROUNDER, _ROUNDER_BITS = np.float32(3 << 22), np.int32(0x4B400000)  # a number and its bits
@@ -66,8 +66,10 @@ def accumulate(level, packed, x_q, x_sum, n_tokens, groups, out):
     x_q and out may be wider than K and N need. The length of `level` is known when this is
     compiled, and numba drops the branches not taken before it compiles what they call.
     """
-    if len(level) == _VNNI:
-        vnni.accumulate(packed, x_q, x_sum, n_tokens, groups, out)
+    if len(level) == _AMX:
+        amx.accumulate(packed, x_q, x_sum, n_tokens, groups, out)
+    elif len(level) == _VNNI:
+        vnni.accumulate(packed, x_q, x_sum, (0, n_tokens), groups, out)
     else:
         portable.accumulate(level, packed, x_q, x_sum, n_tokens, groups, out)
 

@@ -125,14 +125,16 @@ def zeros_bundle(bundle: Bundle):
     return intrinsic(zeros)
 
 
-def _zeros(vector: Vector):
-    def zeros(typingctx):
+def zeros(vector: Vector):
+    """Return an intrinsic that makes a vector of zeros."""
+
+    def zero(typingctx):
         def generate(context, builder, signature, args):
             return splat(llvm(vector), 0)
 
         return vector(), generate
 
-    return intrinsic(zeros)
+    return intrinsic(zero)
 
 
 def _shifted_right(vector: Vector, bits: int, operation: str, width: ir.VectorType):
@@ -191,9 +193,9 @@ load_u8x64 = _load(U8X64)
 store_i32 = _store(I32X8)
 store_f32 = _store(F32X16)
 store_i32x16 = _store(I32X16)
-zeros_i16 = _zeros(I16X16)
-zeros_i32 = _zeros(I32X8)
-zeros_f32 = _zeros(F32X16)
+zeros_i16 = zeros(I16X16)
+zeros_i32 = zeros(I32X8)
+zeros_f32 = zeros(F32X16)
 add_i16 = _binary(I16X16, "add")
 add_i32 = _binary(I32X8, "add")
 sub_i32 = _binary(I32X8, "sub")

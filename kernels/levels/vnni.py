@@ -30,36 +30,38 @@ _zero_sums = simd.zeros_bundle(_SUMS)
 
 
 @inline
-def accumulate(packed, x_q, x_sum, n_tokens, groups, out):
-    """Do what `cpu.accumulate` says with AVX-512 VNNI."""
-    if n_tokens == 1:
-        _one_token(packed, x_q, x_sum, groups, out)
+def accumulate(packed, x_q, x_sum, tokens, groups, out):
+    """Do what `cpu.accumulate` says with AVX-512 VNNI, for tokens[0] to tokens[1]."""
+    if tokens[1] - tokens[0] == 1:
+        _one_token(packed, x_q, x_sum, tokens[0], groups, out)
         return
     for group in range(groups[0], groups[1]):
-        token = np.int64(0)
-        while token + TOKENS <= n_tokens:
+        token = np.int64(tokens[0])
+        while token + TOKENS <= tokens[1]:
             _many_tokens(packed, group, x_q, x_sum, token, out)
             token += TOKENS
-        while token < n_tokens:
+        while token < tokens[1]:
             _one_group(packed, group, x_q, x_sum, token, out)
             token += 1
 
 
 @inline
-def _one_token(packed, x_q, x_sum, groups, out):
+def _one_token(packed, x_q, x_sum, token, groups, out):
     """Read four row groups at a time, a quarter of the weights apart."""
     first, quarter = groups[0], (groups[1] - groups[0]) // 4
     for group in range(first, first + quarter):
-        _four_groups(packed, group, quarter, x_q, x_sum[0], out)
+        _four_groups(packed, (group, quarter), x_q, x_sum, token, out)
     for group in range(first + 4 * quarter, groups[1]):
-        _one_group(packed, group, x_q, x_sum, np.int64(0), out)
+        _one_group(packed, group, x_q, x_sum, token, out)
 
 
 @inline
-def _four_groups(packed, group, quarter, x_q, x_sum, out):
-    at, stride = group * packed.shape[1] * 64, quarter * packed.shape[1] * 64
+def _four_groups(packed, place, x_q, x_sum, token, out):
+    """One token and the groups place[0] + i * place[1], for i from 0 to 3."""
+    at, stride = place[0] * packed.shape[1] * 64, place[1] * packed.shape[1] * 64
+    x_start, x_end = token * x_q.shape[1], token * x_q.shape[1] + packed.shape[1] * 16
     sum_0, sum_1, sum_2, sum_3 = _zero_fields(), _zero_fields(), _zero_fields(), _zero_fields()
-    for x_at in range(0, packed.shape[1] * 16, 16):
+    for x_at in range(x_start, x_end, 16):
         simd.prefetch(packed, at + _AHEAD)
         simd.prefetch(packed, at + stride + _AHEAD + _AHEAD_STEP)
         simd.prefetch(packed, at + 2 * stride + _AHEAD + 2 * _AHEAD_STEP)
@@ -69,10 +71,11 @@ def _four_groups(packed, group, quarter, x_q, x_sum, out):
         sum_2 = _add_fields(sum_2, simd.load_u8x64(packed, at + 2 * stride), x_q, x_at)
         sum_3 = _add_fields(sum_3, simd.load_u8x64(packed, at + 3 * stride), x_q, x_at)
         at += 64
-    simd.store_i32x16(out, group * 16, _ternary(sum_0, x_sum))
-    simd.store_i32x16(out, (group + quarter) * 16, _ternary(sum_1, x_sum))
-    simd.store_i32x16(out, (group + 2 * quarter) * 16, _ternary(sum_2, x_sum))
-    simd.store_i32x16(out, (group + 3 * quarter) * 16, _ternary(sum_3, x_sum))
+    out_at, rows = token * out.shape[1] + place[0] * 16, place[1] * 16
+    simd.store_i32x16(out, out_at, _ternary(sum_0, x_sum[token]))
+    simd.store_i32x16(out, out_at + rows, _ternary(sum_1, x_sum[token]))
+    simd.store_i32x16(out, out_at + 2 * rows, _ternary(sum_2, x_sum[token]))
+    simd.store_i32x16(out, out_at + 3 * rows, _ternary(sum_3, x_sum[token]))
 
 
 @inline
