@@ -15,12 +15,21 @@ import numpy as np
 
 from kernels import cpu, reference
 from kernels.compile import LEVELS, missing_features
-from kernels.packing import MAX_K, check_packed, check_packed_shape, pack, packed_shape, unpack
+from kernels.packing import (
+    MAX_K,
+    activation_width,
+    check_packed,
+    check_packed_shape,
+    pack,
+    packed_shape,
+    unpack,
+)
 from kernels.packing import describe as _describe_array
 
 __all__ = [
     "MAX_K",
     "accumulate",
+    "activation_width",
     "backends",
     "check_packed",
     "choose_backend",
@@ -36,6 +45,8 @@ _NOTES = {
     "reference": "NumPy, the specification; slow",
     "generic": "numba, portable vector code for any CPU",
     "avx2": "numba with AVX2 byte dot products",
+    "avx512vnni": "numba with AVX-512 VNNI byte dot products",
+    "amx": "numba with AMX tiles for 32 tokens and more, else VNNI",
 }
 
 
@@ -147,7 +158,7 @@ def accumulate(
     name = choose_backend(backend)
     if name == "reference":
         return reference.accumulate(unpack(packed, n_rows, K), x_q)
-    padded = np.zeros((B, packed.shape[1] * 16), np.int8)
+    padded = np.zeros((B, activation_width(K)), np.int8)
     padded[:, :K] = x_q
     out = np.empty((B, packed.shape[0] * 16), np.int32)
     arguments = (LEVELS[name], packed, padded, x_q.sum(axis=1, dtype=np.int32), B)

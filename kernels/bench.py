@@ -104,7 +104,7 @@ def _cases(n: int, k: int, batch: int, rng: np.random.Generator) -> Iterable[_Ca
 def _ternary_call(level, packed: np.ndarray, x: np.ndarray, n: int) -> Callable[[], None]:
     """Return what the decode program does for one matrix: quantise, accumulate, scale."""
     B, K = x.shape
-    x_q, rows = np.empty((B, packed.shape[1] * 16), np.int8), packed.shape[0] * 16
+    x_q, rows = np.empty((B, kernels.activation_width(K)), np.int8), packed.shape[0] * 16
     act_scale, x_sum = np.empty(B, np.float32), np.empty(B, np.int32)
     sums, out = np.empty((B, rows), np.int32), np.empty((B, rows), np.float32)
     weight_scale = np.ones(n, np.float32)

@@ -11,9 +11,11 @@ never generated: LLVM does not raise on such code, it ends the process.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +23,18 @@ from pathlib import Path
 import numba
 from llvmlite import binding
 
-LEVELS: dict[str, tuple[int, ...]] = {"generic": (0,), "avx2": (0, 0)}
-_NEEDS = {"generic": (), "avx2": ("avx2",)}  # CPU features by level
+LEVELS: dict[str, tuple[int, ...]] = {
+    "generic": (0,),
+    "avx2": (0,) * 2,
+    "avx512vnni": (0,) * 3,
+    "amx": (0,) * 4,
+}
+_NEEDS = {  # CPU features by level
+    "generic": (),
+    "avx2": ("avx2",),
+    "avx512vnni": ("avx512f", "avx512bw", "avx512vnni"),
+    "amx": ("avx512f", "avx512bw", "avx512vnni", "amx-tile", "amx-int8"),
+}
 
 
 def jit(function: Callable) -> Callable:
@@ -50,7 +62,18 @@ def missing_features(level: str) -> tuple[str, ...]:
     forced = os.environ.get("NUMBA_CPU_FEATURES")
     if forced is not None:
         has = {item[1:]: item[0] == "+" for item in forced.split(",") if item}
-    return tuple(name for name in _NEEDS[level] if not has.get(name, False))
+    missing = tuple(name for name in _NEEDS[level] if not has.get(name, False))
+    if level == "amx" and not missing and not _may_use_tiles():
+        return ("the system's permission to use tiles",)
+    return missing
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for this process's use of AMX tiles: without it the first one is a SIGILL."""
+    if not sys.platform.startswith("linux"):
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
 
 
 @functools.cache
@@ -58,7 +81,7 @@ def cache_dir(callers: Path) -> Path | None:
     """Return a writable cache folder that changes with the source, or None when there is none."""
     stamp = hashlib.sha256(numba.__version__.encode())
     for folder in (Path(__file__).parent, callers):
-        for text in (path.read_bytes() for path in sorted(folder.glob("*.py"))):
+        for text in (path.read_bytes() for path in sorted(folder.rglob("*.py"))):
             if b"kernels.compile" in text:
                 stamp.update(text)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())

@@ -45,6 +45,15 @@ def packed_shape(n: int, k: int) -> tuple[int, int, int]:
     return -(-n // ROW_GROUP), -(-k // INPUT_GROUP), BLOCK_BYTES
 
 
+def activation_width(k: int) -> int:
+    """Return the bytes that a row of k int8 activations takes: an odd number of cache lines.
+
+    Tile instructions read whole lines, and rows an even number of lines apart would share a few
+    sets of the cache: with K = 4096 all rows of a tile fall into one.
+    """
+    return (-(-k // 64) | 1) * 64
+
+
 def pack(codes: np.ndarray) -> np.ndarray:
     """Pack ternary codes, four to a byte.
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import cpu, reference
+from kernels.compile import LEVELS
 
-BACKENDS = ["reference", "generic", "avx2"]
+BACKENDS = ["reference", *LEVELS]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -69,6 +70,18 @@ def test_longest_row_is_exact(name, x):
     packed = kernels.pack(np.ones((1, k), dtype=np.int8))
     x_q = np.full((4, k), x, dtype=np.int8)
     assert (kernels.accumulate(packed, x_q, n_rows=1, backend=name) == x * k).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 32), (80, 1100, 67), (48, 530, 96), (17, 40, 33)])
+def test_many_tokens_are_bit_equal(backend, shape):
+    """Enough tokens for tiles; tokens, row groups and inputs left over; extreme values."""
+    n, k, b = shape
+    rng = np.random.default_rng(6)
+    codes = rng.integers(-1, 2, (n, k)).astype(np.int8)
+    x_q = rng.integers(-128, 128, (b, k)).astype(np.int8)
+    codes[0], codes[-1], x_q[0], x_q[-1] = 1, 0, 127, -128
+    found = kernels.accumulate(kernels.pack(codes), x_q, n_rows=n, backend=backend, threads=2)
+    assert np.array_equal(found, reference.accumulate(codes, x_q))
 
 
 @settings(max_examples=40, deadline=None)

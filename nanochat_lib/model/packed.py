@@ -87,7 +87,7 @@ class State(NamedTuple):
     gated: np.ndarray  # float32 (C, F)
     scores: np.ndarray  # float32 (H, T padded)
     attention: np.ndarray  # float32 (H, K padded)
-    x_q: np.ndarray  # int8 (C, D or F padded)
+    x_q: np.ndarray  # int8 (C, D or F in whole cache lines)
     act_scale: np.ndarray  # float32 (C,)
     x_sum: np.ndarray  # int32 (C,)
     sums: np.ndarray  # int32 (C, widest product)
@@ -174,7 +174,7 @@ def new_state(config: ModelConfig, max_seq_len: int, n_slots: int) -> State:
         gated=_zeros(C, F),
         scores=_zeros(config.n_heads, T),
         attention=_zeros(config.n_heads, _up(K)),
-        x_q=np.zeros((C, _up(max(D, F))), np.int8),
+        x_q=np.zeros((C, kernels.activation_width(max(D, F))), np.int8),
         act_scale=_zeros(C),
         x_sum=np.zeros(C, np.int32),
         sums=np.zeros((C, widest), np.int32),

@@ -1,0 +1,1 @@
+"""The integer product on each kind of CPU: one module per family of instructions."""
