@@ -35,7 +35,7 @@ from nanochat_lib.rust.sandbox import RUN_LIMITS, run_sandboxed
 from nanochat_lib.rust.toolchain import find_toolchain
 from nanochat_lib.rust.verify import verify
 
-SLICE = 256  # programs a side judges at a time: two full batches
+SLICE = 512  # programs a side judges at a time: full batches for both workers
 _STARTS = 200
 Judge = Callable[[Sequence[Program]], list[bool]]
 
