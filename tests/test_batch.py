@@ -136,6 +136,7 @@ def test_kinds_and_tests_are_counted() -> None:
     assert policy_of("fn main() {}").kind == "main"
     assert policy_of("// fn main\npub fn f() {}").kind == "lib"
     assert policy_of("#[test] fn a() {} # [ test ] fn b() {} // #[test]").n_tests == 2
+    assert policy_of("#[test] #[ignore] #[test] fn a() {} #[test] fn b() {}").n_tests == 2
     assert policy_of("macro_rules! m { () => { #[test] fn t() {} } } m!();").n_tests == 0
 
 

@@ -124,12 +124,25 @@ def _sequence(texts: list[str], *wanted: str) -> Iterator[int]:
 
 
 def _count_tests(texts: list[str]) -> int:
-    """Count `#[test]` outside of macro definitions, whose expansions cannot be counted here."""
+    """Count functions with `#[test]` outside of macro definitions, whose expansions are unknown.
+
+    The attribute counts once for a function, as for rustc, which warns where it is repeated.
+    """
     hidden = [(place, _closing(texts, place + 3)) for place in _sequence(texts, "macro_rules", "!")]
     return sum(
         not any(start < place < end for start, end in hidden)
         for place in _sequence(texts, "#", "[", "test", "]")
+        if not _is_repeated(texts, place + 4)
     )
+
+
+def _is_repeated(texts: list[str], place: int) -> bool:
+    """Return whether another `#[test]` is among the attributes that follow."""
+    while texts[place : place + 2] == ["#", "["]:
+        if texts[place + 2 : place + 4] == ["test", "]"]:
+            return True
+        place = _closing(texts, place + 1) + 1
+    return False
 
 
 def _closing(texts: list[str], place: int) -> int:
