@@ -13,7 +13,7 @@ What remains: clippy does not look into code that a macro of the program writes.
 
 Cost on two cores of a Xeon: 4.1 ms of CPU per documentation example in batches of 64, 24.5 ms
 with one clippy-driver for each (1,736 programs, no finding different); 2.9 against 30.5 ms on the
-short functions of `bench.py` (200 programs).
+short functions made from templates (200 programs).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nanochat_lib.config import VerifyConfig
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
 from nanochat_lib.rust.judging.cache import VerdictCache
-from nanochat_lib.rust.judging.policy import policy_of
+from nanochat_lib.rust.judging.policy import CRATE_OF, policy_of
 from nanochat_lib.rust.sandbox import COMPILE_LIMITS, Completed, SandboxError, run_sandboxed
 from nanochat_lib.rust.syntax import tokens
 from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
@@ -43,7 +43,6 @@ CLIPPY_VERSION = 1  # part of every cache key: raise it when a finding can chang
 FLAGS = ("--cap-lints=warn", "-Awarnings", "--force-warn=clippy::correctness")
 ASKS_FOR_CLIPPY = "asks_for_clippy"
 _LINT_ATTRIBUTE = re.compile(r"# (! )?\[ (allow|warn|deny|expect|forbid) \( [^\[\]]*\) \]")
-_CRATE_OF = {"test": "--test", "main": "--crate-type=bin", "lib": "--crate-type=lib"}
 
 
 def find_lints(
@@ -131,7 +130,7 @@ def _run_clippy(
     (folder / "clippy.toml").touch()  # the search for one ends here
     crate, root = ["--test", "--crate-name=batch"], "crate.rs"
     if len(programs) == 1:
-        crate, root = [_CRATE_OF[policy_of(programs[0].source).kind]], _file_name(0)
+        crate, root = [CRATE_OF[policy_of(programs[0].source).kind]], _file_name(0)
     else:
         names = (Path(_file_name(number)).stem for number in range(len(programs)))
         (folder / root).write_text("".join(f"pub mod {name};\n" for name in names))

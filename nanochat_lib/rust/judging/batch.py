@@ -22,7 +22,7 @@ from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
 from nanochat_lib.rust.error_classes import error_class
-from nanochat_lib.rust.judging.policy import Policy
+from nanochat_lib.rust.judging.policy import CRATE_OF, Policy
 from nanochat_lib.rust.sandbox import COMPILE_LIMITS, Completed, run_sandboxed
 from nanochat_lib.rust.toolchain import Toolchain
 
@@ -117,8 +117,7 @@ def compile_alone(unit: Unit, folder: Path, settings: Settings) -> Outcome:
     """Compile one program as a crate of its own, as plain rustc would."""
     folder.mkdir()
     (folder / "program.rs").write_bytes(unit.program.source.encode())
-    crate = {"test": ["--test"], "main": ["--crate-type=bin"], "lib": ["--crate-type=lib"]}
-    arguments = [*crate[unit.policy.kind], "-o", "program", "program.rs"]
+    arguments = [CRATE_OF[unit.policy.kind], "-o", "program", "program.rs"]
     done = _rustc(arguments, unit.program.edition, folder, settings, settings.config.compile_cpu_s)
     unit.cpu_ms += done.cpu_s * 1e3
     if done.ended == "exit" and done.returncode == 0:

@@ -211,12 +211,12 @@ def _judge(
     by_key = {unit.key: unit for unit in units}
     unbalanced = [unit for unit in units if not unit.policy.is_balanced]
     verdicts |= lexing.judge_unbalanced(unbalanced, folder / "lexing", settings)
-    alone = [unit for unit in units if unit.is_alone or unit in unbalanced]
-    outcome = Outcome()
-    for unit in alone:
-        if unit.key not in verdicts:
+    outcome, shared = Outcome(), []
+    for unit in units:
+        if unit.policy.is_balanced and not unit.is_alone:
+            shared.append(unit)
+        elif unit.key not in verdicts:
             outcome.add(batch.compile_alone(unit, folder / f"alone{unit.key}", settings))
-    shared = [unit for unit in units if unit not in alone]
     if shared:
         outcome.add(batch.compile_batch(shared, folder / "batch", settings))
     for key, verified in outcome.judged.items():

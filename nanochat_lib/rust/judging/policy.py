@@ -18,6 +18,12 @@ from typing import Literal
 from nanochat_lib.rust.syntax import Token, tokens
 
 Kind = Literal["test", "main", "lib"]
+# What rustc is told when a program is a crate of its own.
+CRATE_OF: dict[Kind, str] = {
+    "test": "--test",
+    "main": "--crate-type=bin",
+    "lib": "--crate-type=lib",
+}
 
 MAX_BATCHED_CHARS = 60_000
 MAX_BATCHED_DEPTH = 100  # of brackets; rustc's own stack bears several hundred
