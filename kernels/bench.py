@@ -111,7 +111,7 @@ def _ternary_call(level, packed: np.ndarray, x: np.ndarray, n: int) -> Callable[
 
     def run() -> None:
         cpu.quantize(x, B, K, x_q, act_scale, x_sum)
-        cpu.accumulate(level, packed, x_q, x_sum, B, (0, packed.shape[0]), sums)
+        cpu.accumulate(level, (packed,), x_q, x_sum, B, (0, packed.shape[0]), sums)
         cpu.apply_scales(sums, act_scale, weight_scale, B, n, out)
 
     return run

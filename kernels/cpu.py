@@ -14,12 +14,27 @@ import numpy as np
 
 from kernels import simd
 from kernels.compile import LEVELS, inline, jit
-from kernels.levels import amx, portable, vnni
+from kernels.levels import amx, base3, portable, vnni
 
 _VNNI, _AMX = len(LEVELS["avx512vnni"]), len(LEVELS["amx"])
 _ABS_BITS = np.int32(0x7FFFFFFF)
 _INFINITY_BITS = np.int32(0x7F800000)
 _ROUNDER, _ROUNDER_BITS = np.float32(3 << 22), np.int32(0x4B400000)  # a number and its bits
+
+
+@jit
+def linear(level, weights, weight_scale, x, n_tokens, scratch, out):
+    """Write n_tokens rows of float32 x times a ternary weight to out; False when x is not finite.
+
+    weight_scale float32 (N,); scratch is x_q, act_scale, x_sum as `quantize` writes them, and
+    int32 sums (B, N padded); out float32 (B, N or wider).
+    """
+    x_q, act_scale, x_sum, sums = scratch
+    finite = quantize(x, n_tokens, x.shape[1], x_q, act_scale, x_sum)
+    groups = (np.int64(0), weights[0].shape[0])
+    accumulate(level, weights, x_q, x_sum, n_tokens, groups, sums)
+    apply_scales(sums, act_scale, weight_scale, n_tokens, len(weight_scale), out)
+    return finite
 
 
 @jit
@@ -60,12 +75,23 @@ def _nearest_integer(value):
 
 
 @jit
-def accumulate(level, packed, x_q, x_sum, n_tokens, groups, out):
+def accumulate(level, weights, x_q, x_sum, n_tokens, groups, out):
     """Write int32 dot products of the row groups from groups[0] to groups[1] to out (B, N padded).
 
-    x_q and out may be wider than K and N need. The length of `level` is known when this is
-    compiled, and numba drops the branches not taken before it compiles what they call.
+    `weights` is (packed,) for codes in 2 bits, and (packed, slab, sums) for codes in base 3: slab
+    uint8 (at least 1, K/16, 64) and sums int32 (B, 16 * len(slab)) are scratch, which one token
+    at level "avx512vnni" leaves alone. x_q and out may be wider than K and N need. The
+    lengths of `level` and `weights` are known when this is compiled, and numba drops the branches
+    not taken before it compiles what they call.
     """
+    if len(weights) == 1:
+        _accumulate_2bit(level, weights[0], x_q, x_sum, n_tokens, groups, out)
+    else:
+        _accumulate_base3(level, weights, x_q, x_sum, n_tokens, groups, out)
+
+
+@jit
+def _accumulate_2bit(level, packed, x_q, x_sum, n_tokens, groups, out):
     if len(level) == _AMX:
         amx.accumulate(packed, x_q, x_sum, n_tokens, groups, out)
     elif len(level) == _VNNI:
@@ -75,12 +101,37 @@ def accumulate(level, packed, x_q, x_sum, n_tokens, groups, out):
 
 
 @jit
+def _accumulate_base3(level, weights, x_q, x_sum, n_tokens, groups, out):
+    packed, slab, sums = weights
+    if n_tokens == 1 and len(level) >= _VNNI:
+        base3.one_token(packed, x_q, x_sum, groups, out)
+        return
+    for first in range(groups[0], groups[1], len(slab)):
+        part = (np.int64(0), min(len(slab), groups[1] - first))
+        base3.repack(packed, (first, first + part[1]), slab)
+        _accumulate_2bit(level, slab, x_q, x_sum, n_tokens, part, sums)
+        for token in range(n_tokens):
+            target, source = out[token, first * 16 :], sums[token]
+            for n in range(part[1] * 16):
+                target[n] = source[n]
+
+
+@jit
 def apply_scales(accumulators, act_scale, weight_scale, n_tokens, n_rows, out):
     """Write accumulator * (act_scale * weight_scale); weight_scale is float32 (n_rows,)."""
     for token in range(n_tokens):
         act, row, target = act_scale[token], accumulators[token], out[token]
         for n in range(n_rows):
             target[n] = np.float32(row[n]) * (act * weight_scale[n])
+
+
+@jit
+def add_scaled(accumulators, act_scale, weight_scale, n_tokens, n_rows, out):
+    """Do what `apply_scales` does, adding to `out`: one group of inputs after another."""
+    for token in range(n_tokens):
+        act, row, target = act_scale[token], accumulators[token], out[token]
+        for n in range(n_rows):
+            target[n] += np.float32(row[n]) * (act * weight_scale[n])
 
 
 @jit

@@ -215,15 +215,12 @@ def _feed_forward_block(level, shape, weights, state, layer, n_active):
 @jit
 def _linear(level, shape, matrix, layer, state, x, n_rows):
     """Write rows of x times one matrix of a layer to state.wide."""
-    n_inputs, x_q = x.shape[1], state.x_q
     if shape.ternary:
-        packed, scale = matrix.packed[layer], matrix.scale[layer]
-        groups = (np.int64(0), packed.shape[0])
-        cpu.quantize(x, n_rows, n_inputs, x_q, state.act_scale, state.x_sum)
-        cpu.accumulate(level, packed, x_q, state.x_sum, n_rows, groups, state.sums)
-        cpu.apply_scales(state.sums, state.act_scale, scale, n_rows, len(scale), state.wide)
+        scratch = (state.x_q, state.act_scale, state.x_sum, state.sums)
+        weights = (matrix.packed[layer],)
+        cpu.linear(level, weights, matrix.scale[layer], x, n_rows, scratch, state.wide)
     else:
-        cpu.dense(matrix.dense[layer], x, n_rows, n_inputs, state.wide)
+        cpu.dense(matrix.dense[layer], x, n_rows, x.shape[1], state.wide)
 
 
 @jit
