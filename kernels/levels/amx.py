@@ -153,12 +153,11 @@ def _decode_tile(packed, place, tile, ahead, fields):
             first = simd.load_u8x64(packed, at + i * 64)
             second = simd.load_u8x64(packed, at + group_bytes + i * 64)
         else:
-            first, second = _no_weights(), _no_weights()
+            first, second = simd.zeros_u8x64(), simd.zeros_u8x64()
         _store_fields(fields + i * 256, first)
         _store_fields(fields + _GROUP_BYTES + i * 256, second)
 
 
-_no_weights = simd.zeros(simd.U8X64)
 _VOID, _BYTE, _WORD = ir.VoidType(), ir.IntType(8), ir.IntType(64)
 _POINTER = _BYTE.as_pointer()
 # palette 1, then for each of the 8 tiles 64 bytes a row (16-bit numbers from byte 16 on) and 16

@@ -217,8 +217,9 @@ def _linear(level, shape, matrix, layer, state, x, n_rows):
     """Write rows of x times one matrix of a layer to state.wide."""
     if shape.ternary:
         scratch = (state.x_q, state.act_scale, state.x_sum, state.sums)
-        weights = (matrix.packed[layer],)
-        cpu.linear(level, weights, matrix.scale[layer], x, n_rows, scratch, state.wide)
+        packed, groups = matrix.packed[layer], (np.int64(0), matrix.packed.shape[1])
+        fused = ((packed,), matrix.scale[layer])
+        cpu.linear(level, fused, x, n_rows, groups, scratch, state.wide)
     else:
         cpu.dense(matrix.dense[layer], x, n_rows, x.shape[1], state.wide)
 
