@@ -142,24 +142,23 @@ def apply_scales(accumulators, act_scale, weight_scale, n_tokens, rows, out):
 
 
 @jit
-def dense(weight, x, n_tokens, n_inputs, out):
+def dense(weight, x, n_tokens, n_inputs, groups, out):
     """Write float32 products to out (B, N padded); weight is float32 (N / 16, K, 16).
 
-    A product is summed in input order whatever the batch, so a row's result does not depend on
-    the rows beside it.
+    `groups` are the row groups to compute. A product is summed in input order whatever the batch,
+    so a row's result does not depend on the rows beside it.
     """
-    groups = weight.shape[0]
     token = np.int64(0)
     while token + 4 <= n_tokens:
-        for group in range(groups):
+        for group in range(groups[0], groups[1]):
             _dense_four_tokens(weight, group, x, token, n_inputs, out)
         token += 4
     while token < n_tokens:
-        group = np.int64(0)
-        while group + 4 <= groups:
+        group = np.int64(groups[0])
+        while group + 4 <= groups[1]:
             _dense_four_groups(weight, group, x, token, n_inputs, out)
             group += 4
-        while group < groups:
+        while group < groups[1]:
             _dense_one(weight, group, x, token, n_inputs, out)
             group += 1
         token += 1

@@ -180,11 +180,11 @@ def test_dense_product_does_not_depend_on_the_batch():
     tiles = np.ascontiguousarray(weight.reshape(7, 16, 70).transpose(0, 2, 1))
     x = rng.standard_normal((7, 70)).astype(np.float32)
     together = np.empty((7, 112), dtype=np.float32)
-    cpu.dense(tiles, x, 7, 70, together)
+    cpu.dense(tiles, x, 7, 70, (0, 7), together)
     np.testing.assert_allclose(together, x.astype(np.float64) @ weight.T, rtol=1e-4, atol=1e-5)
     for token in range(7):
         alone = np.empty((1, 112), dtype=np.float32)
-        cpu.dense(tiles, x[token : token + 1], 1, 70, alone)
+        cpu.dense(tiles, x[token : token + 1], 1, 70, (0, 7), alone)
         assert np.array_equal(alone[0], together[token])
 
 

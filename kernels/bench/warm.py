@@ -65,7 +65,12 @@ def warm_cases(n: int, k: int, batch: int, rng: np.random.Generator) -> Iterable
         np.resize(weight, (-(-n // 16) * 16, k)).reshape(-1, 16, k).transpose(0, 2, 1)
     )
     out = np.empty((batch, len(tiles) * 16), np.float32)
-    yield case("dense_f32", "numba", weight.nbytes, lambda: cpu.dense(tiles, x, batch, k, out))
+    yield case(
+        "dense_f32",
+        "numba",
+        weight.nbytes,
+        lambda: cpu.dense(tiles, x, batch, k, (0, len(tiles)), out),
+    )
     try:
         import torch
     except ImportError:
