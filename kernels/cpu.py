@@ -143,7 +143,7 @@ def apply_scales(accumulators, act_scale, weight_scale, n_tokens, rows, out):
 
 @jit
 def dense(weight, x, n_tokens, n_inputs, groups, out):
-    """Write float32 products to out (B, N padded); weight is float32 (N / 16, K, 16).
+    """Write float32 products to out (B, N padded); weight is float32 or int16 (N / 16, K, 16).
 
     `groups` are the row groups to compute. A product is summed in input order whatever the batch,
     so a row's result does not depend on the rows beside it.
@@ -170,7 +170,7 @@ def _dense_four_tokens(weight, group, x, token, n_inputs, out):
     sum_2, sum_3 = simd.zeros_f32(), simd.zeros_f32()
     at = group * weight.shape[1] * 16
     for k in range(n_inputs):
-        row = simd.load_f32(weight, at + k * 16)
+        row = simd.load_numbers(weight, at + k * 16)
         sum_0 = simd.multiply_add_f32(x[token, k], row, sum_0)
         sum_1 = simd.multiply_add_f32(x[token + 1, k], row, sum_1)
         sum_2 = simd.multiply_add_f32(x[token + 2, k], row, sum_2)
@@ -191,10 +191,10 @@ def _dense_four_groups(weight, group, x, token, n_inputs, out):
     at = group * stride
     for k in range(n_inputs):
         value = x[token, k]
-        sum_0 = simd.multiply_add_f32(value, simd.load_f32(weight, at), sum_0)
-        sum_1 = simd.multiply_add_f32(value, simd.load_f32(weight, at + stride), sum_1)
-        sum_2 = simd.multiply_add_f32(value, simd.load_f32(weight, at + 2 * stride), sum_2)
-        sum_3 = simd.multiply_add_f32(value, simd.load_f32(weight, at + 3 * stride), sum_3)
+        sum_0 = simd.multiply_add_f32(value, simd.load_numbers(weight, at), sum_0)
+        sum_1 = simd.multiply_add_f32(value, simd.load_numbers(weight, at + stride), sum_1)
+        sum_2 = simd.multiply_add_f32(value, simd.load_numbers(weight, at + 2 * stride), sum_2)
+        sum_3 = simd.multiply_add_f32(value, simd.load_numbers(weight, at + 3 * stride), sum_3)
         at += 16
     out_at = token * out.shape[1] + group * 16
     simd.store_f32(out, out_at, sum_0)
@@ -208,5 +208,5 @@ def _dense_one(weight, group, x, token, n_inputs, out):
     total = simd.zeros_f32()
     at = group * weight.shape[1] * 16
     for k in range(n_inputs):
-        total = simd.multiply_add_f32(x[token, k], simd.load_f32(weight, at + k * 16), total)
+        total = simd.multiply_add_f32(x[token, k], simd.load_numbers(weight, at + k * 16), total)
     simd.store_f32(out, token * out.shape[1] + group * 16, total)

@@ -76,9 +76,9 @@ def relative_errors(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("n_loops", [1, 2, 3])
 def test_logits_equal_the_torch_model_at_every_depth(model, engine, n_loops):
-    """Most positions agree to 1e-5. Float rounding differs, so now and then an activation lies on
-    the other side of a half and its code is one off, which later positions of a sequence see:
-    hence many short sequences, and a loose bound on the worst.
+    """Most positions agree to 1e-4, the head's 16 bits. Float rounding differs, so now and then an
+    activation lies on the other side of a half and its code is one off, which later positions of
+    a sequence see: hence many short sequences, and a loose bound on the worst.
     """
     rng = np.random.default_rng(0)
     errors = []
@@ -86,8 +86,8 @@ def test_logits_equal_the_torch_model_at_every_depth(model, engine, n_loops):
         tokens = rng.integers(0, 300, 6).tolist()
         wanted = torch_logits(model, tokens, n_loops)
         errors.extend(relative_errors(engine.logits(tokens, n_loops=n_loops), wanted))
-    assert np.median(errors) < 1e-6
-    assert np.mean(np.array(errors) < 1e-5) > 0.85
+    assert np.median(errors) < 5e-5
+    assert np.mean(np.array(errors) < 1e-4) > 0.85
     assert max(errors) < 0.1
 
 

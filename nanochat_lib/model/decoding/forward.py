@@ -61,8 +61,12 @@ def forward(level, team, shape, weights, state, n_rows, loops, exit_threshold):
 @jit
 def head(team, shape, weights, state, n_rows):
     """Write the logits of n_rows rows of state.final; all threads may read them on return."""
-    groups = share(team, len(weights.head))
-    cpu.dense(weights.head, state.final, n_rows, shape.d_model, groups, state.logits)
+    first, last = share(team, len(weights.head))
+    cpu.dense(weights.head, state.final, n_rows, shape.d_model, (first, last), state.logits)
+    for row in range(n_rows):
+        logits = state.logits[row]
+        for token in range(first * 16, last * 16):
+            logits[token] *= weights.head_scale[token]
     wait(team)
 
 
@@ -108,24 +112,31 @@ def _share_cache(team, shape, state, row, loop):
 @jit
 def _attention_block(level, team, shape, weights, state, place, n_active):
     """hidden += o(attention(qkv(norm(hidden)))), keys and values going to the cache first."""
-    loop, layer = place
-    kv_heads = share(team, shape.n_kv_heads)
+    layer = place[1]
     _norm(state.hidden, weights.attn_norm[layer], shape.norm_eps, n_active, state.normed)
     _linear(level, team, (shape, weights.qkv, layer), state, state.normed, n_active, state.wide_2)
+    attention(team, shape, weights, state, place, n_active)
+    _linear(level, team, (shape, weights.o, layer), state, state.attended, n_active, state.wide)
+    _add(state.wide, n_active, shape.d_model, state.hidden)
+
+
+@jit
+def attention(team, shape, weights, state, place, n_active):
+    """Write to attended what the active rows' heads find; place is the loop and the layer."""
+    loop, layer = place
+    kv_heads = share(team, shape.n_kv_heads)
     for i in range(n_active):
         row = state.active[i]
         slot, position = state.slot[row], state.position[row]
-        k_cache, v_cache = state.k_cache[slot, loop, layer], state.v_cache[slot, loop, layer]
+        caches = state.k_cache[slot, loop, layer], state.v_cache[slot, loop, layer]
         _rotate(shape, weights.rope, position, state.wide_2[i], state.heads[i])
-        _store(shape, position, state.wide_2[i], state.heads[i], kv_heads, (k_cache, v_cache))
+        _store(shape, position, state.wide_2[i], state.heads[i], kv_heads, caches)
     for i in range(n_active):
         row = state.active[i]
         slot, position = state.slot[row], state.position[row]
         caches = state.k_cache[slot, loop, layer], state.v_cache[slot, loop, layer]
         _attend(shape, state, i, position + 1, kv_heads, caches)
     wait(team)
-    _linear(level, team, (shape, weights.o, layer), state, state.attended, n_active, state.wide)
-    _add(state.wide, n_active, shape.d_model, state.hidden)
 
 
 @jit
@@ -141,6 +152,16 @@ def _feed_forward_block(level, team, shape, weights, state, layer, n_active):
             gated[k] = gate[k] / (np.float32(1) + exp32(-gate[k])) * up[k]
     _linear(level, team, (shape, weights.down, layer), state, state.gated, n_active, state.wide)
     _add(state.wide, n_active, shape.d_model, state.hidden)
+
+
+@jit
+def linear_products(level, team, shape, weights, state, layer):
+    """Do one row's products of a layer and nothing else, for measuring them."""
+    qkv, gate_up = (shape, weights.qkv, layer), (shape, weights.gate_up, layer)
+    _linear(level, team, qkv, state, state.normed, 1, state.wide_2)
+    _linear(level, team, (shape, weights.o, layer), state, state.attended, 1, state.wide)
+    _linear(level, team, gate_up, state, state.normed, 1, state.wide_2)
+    _linear(level, team, (shape, weights.down, layer), state, state.gated, 1, state.wide)
 
 
 @jit

@@ -2,8 +2,10 @@
 
 In: a torch `LoopLM`. Out: `Weights`, with ternary matrices packed and matrices that share an input
 fused (q,k,v and gate,up), and `State`, everything one thread needs to decode its sequences, so
-that nothing is allocated per token. Embedding and head stay float32: int8 would be faster by a few
-per cent but breaks the agreement with the trained model (1e-4).
+that nothing is allocated per token. The head is read whole for every token, so it is stored in 16
+bits, integers with a scale per row: half the time of float32, within 5e-5 of the largest logit.
+float16 is 8 times and bfloat16 60 times less exact, and int8, faster still, is 200 times, which
+would break the agreement with the trained model.
 
 `L` layers, `R` loops, `S` slots (sequences decoded together), `C` rows (tokens in one pass),
 `T` positions, `H` heads, `K` head size, `D` d_model, `F` d_ff, `V` vocabulary. Groups of 16 rows or
@@ -60,7 +62,8 @@ class Weights(NamedTuple):
     final_norm: np.ndarray  # float32 (D,)
     gate_weight: np.ndarray  # float32 (D,)
     gate_bias: np.ndarray  # float32 (1,)
-    head: np.ndarray  # float32 (V/16, D, 16)
+    head: np.ndarray  # int16 (V/16, D, 16)
+    head_scale: np.ndarray  # float32 (V padded,)
     rope: np.ndarray  # float32 (2, T, K/2)
     qkv: Matrix
     o: Matrix
@@ -131,7 +134,8 @@ def new_weights(config: ModelConfig, max_seq_len: int, packing: str) -> Weights:
         final_norm=_zeros(D),
         gate_weight=_zeros(D),
         gate_bias=_zeros(1),
-        head=_zeros(_up(config.vocab_size) // 16, D, 16),
+        head=np.zeros((_up(config.vocab_size) // 16, D, 16), np.int16),
+        head_scale=_zeros(_up(config.vocab_size)),
         rope=rope,
         qkv=_new_matrix(L, qkv_rows, D, kind),
         o=_new_matrix(L, D, D, kind),
@@ -157,7 +161,7 @@ def load_weights(weights: Weights, model: LoopLM, packing: str) -> None:
     weights.final_norm[:] = tensors["final_norm.weight"].numpy()
     weights.gate_weight[:] = tensors["exit_gate.weight"][0].numpy()
     weights.gate_bias[:] = tensors["exit_gate.bias"].numpy()
-    weights.head[:] = _tiles(tensors["head.weight"].numpy())
+    _load_head(weights, tensors["head.weight"].numpy())
     for layer in range(len(weights.attn_norm)):
         weights.attn_norm[layer] = tensors[f"layers.{layer}.attn_norm.weight"].numpy()
         weights.ffn_norm[layer] = tensors[f"layers.{layer}.ffn_norm.weight"].numpy()
@@ -248,6 +252,13 @@ def _load_matrix(matrix: Matrix, layer: int, parts: list[torch.Tensor], packing:
     matrix.scale[layer] = np.concatenate(
         [np.full(len(codes), scale, np.float32) for codes, scale in quantized]
     )
+
+
+def _load_head(weights: Weights, head: np.ndarray) -> None:
+    """Round each row to 65,535 levels of its largest magnitude."""
+    scale = np.maximum(np.abs(head).max(axis=1), np.float32(1e-30)) / np.float32(32767)
+    weights.head[:] = np.rint(_tiles(head / scale[:, None]))
+    weights.head_scale[: len(scale)] = scale
 
 
 def _tiles(weight: np.ndarray) -> np.ndarray:
