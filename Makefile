@@ -18,7 +18,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub,peers]'
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)
@@ -26,6 +26,7 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m kernels.bench --json reports/bench_cpu.json
+	$(BIN)/python -m nanochat_lib.publish.decode_bench --json reports/bench_decode.json
 	$(BIN)/python -m nanochat_lib.evals.verification.bench --json reports/bench_verification.json
 
 lint: $(STAMP)

@@ -148,19 +148,18 @@ def dense(weight, x, n_tokens, n_inputs, groups, out):
     `groups` are the row groups to compute. A product is summed in input order whatever the batch,
     so a row's result does not depend on the rows beside it.
     """
-    token = np.int64(0)
+    token, last = np.int64(0), np.int64(groups[1] - 1)
     while token + 4 <= n_tokens:
         for group in range(groups[0], groups[1]):
             _dense_four_tokens(weight, group, x, token, n_inputs, out)
         token += 4
+    while token + 2 <= n_tokens:
+        for group in range(groups[0], groups[1], 4):
+            _dense_two_tokens(weight, (np.int64(group), last), x, token, n_inputs, out)
+        token += 2
     while token < n_tokens:
-        group = np.int64(groups[0])
-        while group + 4 <= groups[1]:
-            _dense_four_groups(weight, group, x, token, n_inputs, out)
-            group += 4
-        while group < groups[1]:
-            _dense_one(weight, group, x, token, n_inputs, out)
-            group += 1
+        for group in range(groups[0], groups[1], 4):
+            _dense_one_token(weight, (np.int64(group), last), x, token, n_inputs, out)
         token += 1
 
 
@@ -183,30 +182,55 @@ def _dense_four_tokens(weight, group, x, token, n_inputs, out):
 
 
 @inline
-def _dense_four_groups(weight, group, x, token, n_inputs, out):
-    """One token: four independent sums hide the latency of the multiply-add."""
+def _dense_one_token(weight, groups, x, token, n_inputs, out):
+    """Four groups at a time hide the latency of the multiply-add; the last may be done again."""
+    first, last = groups
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     sum_0, sum_1 = simd.zeros_f32(), simd.zeros_f32()
     sum_2, sum_3 = simd.zeros_f32(), simd.zeros_f32()
-    stride = weight.shape[1] * 16
-    at = group * stride
+    size = weight.shape[1] * 16
     for k in range(n_inputs):
-        value = x[token, k]
-        sum_0 = simd.multiply_add_f32(value, simd.load_numbers(weight, at), sum_0)
-        sum_1 = simd.multiply_add_f32(value, simd.load_numbers(weight, at + stride), sum_1)
-        sum_2 = simd.multiply_add_f32(value, simd.load_numbers(weight, at + 2 * stride), sum_2)
-        sum_3 = simd.multiply_add_f32(value, simd.load_numbers(weight, at + 3 * stride), sum_3)
-        at += 16
-    out_at = token * out.shape[1] + group * 16
-    simd.store_f32(out, out_at, sum_0)
-    simd.store_f32(out, out_at + 16, sum_1)
-    simd.store_f32(out, out_at + 32, sum_2)
-    simd.store_f32(out, out_at + 48, sum_3)
+        value, at = x[token, k], k * 16
+        sum_0 = simd.multiply_add_f32(value, simd.load_numbers(weight, first * size + at), sum_0)
+        sum_1 = simd.multiply_add_f32(value, simd.load_numbers(weight, second * size + at), sum_1)
+        sum_2 = simd.multiply_add_f32(value, simd.load_numbers(weight, third * size + at), sum_2)
+        sum_3 = simd.multiply_add_f32(value, simd.load_numbers(weight, fourth * size + at), sum_3)
+    out_at = token * out.shape[1]
+    simd.store_f32(out, out_at + first * 16, sum_0)
+    simd.store_f32(out, out_at + second * 16, sum_1)
+    simd.store_f32(out, out_at + third * 16, sum_2)
+    simd.store_f32(out, out_at + fourth * 16, sum_3)
 
 
 @inline
-def _dense_one(weight, group, x, token, n_inputs, out):
-    total = simd.zeros_f32()
-    at = group * weight.shape[1] * 16
+def _dense_two_tokens(weight, groups, x, token, n_inputs, out):
+    """Do what `_dense_one_token` does for two, such as heads that share their keys."""
+    first, last = groups
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    sum_0, sum_1, sum_2, sum_3 = (
+        simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(),
+    )  # fmt: skip
+    sum_4, sum_5, sum_6, sum_7 = (
+        simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(),
+    )  # fmt: skip
+    size = weight.shape[1] * 16
     for k in range(n_inputs):
-        total = simd.multiply_add_f32(x[token, k], simd.load_numbers(weight, at + k * 16), total)
-    simd.store_f32(out, token * out.shape[1] + group * 16, total)
+        value_0, value_1, at = x[token, k], x[token + 1, k], k * 16
+        row_0 = simd.load_numbers(weight, first * size + at)
+        row_1 = simd.load_numbers(weight, second * size + at)
+        row_2 = simd.load_numbers(weight, third * size + at)
+        row_3 = simd.load_numbers(weight, fourth * size + at)
+        sum_0 = simd.multiply_add_f32(value_0, row_0, sum_0)
+        sum_1 = simd.multiply_add_f32(value_0, row_1, sum_1)
+        sum_2 = simd.multiply_add_f32(value_0, row_2, sum_2)
+        sum_3 = simd.multiply_add_f32(value_0, row_3, sum_3)
+        sum_4 = simd.multiply_add_f32(value_1, row_0, sum_4)
+        sum_5 = simd.multiply_add_f32(value_1, row_1, sum_5)
+        sum_6 = simd.multiply_add_f32(value_1, row_2, sum_6)
+        sum_7 = simd.multiply_add_f32(value_1, row_3, sum_7)
+    for i, sums in enumerate(((sum_0, sum_1, sum_2, sum_3), (sum_4, sum_5, sum_6, sum_7))):
+        out_at = (token + i) * out.shape[1]
+        simd.store_f32(out, out_at + first * 16, sums[0])
+        simd.store_f32(out, out_at + second * 16, sums[1])
+        simd.store_f32(out, out_at + third * 16, sums[2])
+        simd.store_f32(out, out_at + fourth * 16, sums[3])

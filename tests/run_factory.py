@@ -298,6 +298,7 @@ def _write_kernels(folder: Path) -> None:
     }
     rows = [
         {
+            "section": "warm",
             "kernel": kernel,
             "backend": backend,
             "n": n,
@@ -314,9 +315,23 @@ def _write_kernels(folder: Path) -> None:
         for batch in (1, 8, 32)
         for (kernel, backend), speed in speeds.items()
     ]
-    rows += [{"kernel": "read", "backend": "numba", "n": 768, "k": 256, "batch": 0, "threads": 1,
-              "us_median": 1.0, "gb_per_s": 30.0, "gops": 0.0, "ratio_to_numpy_f32": 0.0,
-              "n_repeats": 9}]  # fmt: skip
+    common = {"section": "working_set", "n": 2048, "k": 2048, "us_median": 50.0, "n_repeats": 5}
+    rows += [
+        common | {"kernel": kernel, "backend": "amx", "packing": packing, "set_mb": mb,
+                  "gb_per_s": rate / (1 + mb / 100)}
+        for mb in (1.0, 32.0, 640.0)
+        for kernel, packing, rate in (("read", "", 90.0), ("ternary", "2bit", 80.0),
+                                      ("ternary", "base3", 60.0))
+    ]  # fmt: skip
+    rows += [
+        {"section": "exit", "what": "engine", "n_repeats": 3, "n_tokens": 48, "speedup": 1 / depth,
+         "exit_threshold": depth, "mean_loops": 4 * depth, "tokens_per_s": 2000 / depth}
+        for depth in (0.5, 0.8, 1.0)
+    ]  # fmt: skip
+    rows += [
+        {"section": "part", "what": what, "us": us, "n_repeats": 6, "of_kernels": 1.1}
+        for what, us in (("products", 150.0), ("head", 50.0), ("rest", 20.0), ("token", 220.0))
+    ]
     write_json(folder / "bench.json", rows)
 
 

@@ -29,6 +29,7 @@ class Check:
 
     @property
     def met(self) -> bool:
+        """Whether the number reaches its target."""
         return self.value >= self.target if self.at_least else self.value <= self.target
 
 

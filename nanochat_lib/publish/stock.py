@@ -22,13 +22,20 @@ class StockModel:
     """A model that llama.cpp has loaded; a context manager, because its memory is not Python's."""
 
     def __init__(
-        self, path: Path, *, threads: int = 1, max_seq_len: int = 512, n_loops: int | None = None
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        max_seq_len: int = 512,
+        n_loops: int | None = None,
+        exact: bool = False,
     ) -> None:
         """Load `path`.
 
         Args:
             threads: for prompts and for single tokens alike.
             n_loops: loops to run instead of those that the file asks for.
+            exact: keep the cache in float32 and take no flash attention, which rounds to float16.
 
         Raises:
             WorkbenchError: llama-cpp-python is not installed, or it cannot load the file.
@@ -53,7 +60,9 @@ class StockModel:
         context = api.llama_context_default_params()
         context.n_ctx = context.n_batch = context.n_ubatch = max_seq_len
         context.n_threads = context.n_threads_batch = threads
-        context.type_k = context.type_v = 0  # float32, as ours
+        if exact:
+            context.type_k = context.type_v = 0  # GGML_TYPE_F32
+            context.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = api.llama_init_from_model(self._model, context)
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         self._max_seq_len = max_seq_len

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from kernels import cpu
-from kernels.compile import jit
+from kernels.compile import inline, jit
 from kernels.team import share, wait
 from nanochat_lib.model.decoding.sampling import exp32
 
@@ -230,20 +230,39 @@ def _attend(shape, state, i, n_positions, kv_heads, caches):
         cpu.dense(k_cache[kv_head], heads[first:], per_kv, K, groups, scores)
         for head in range(per_kv):
             row = scores[head, :n_positions]
-            largest = row[0]
-            for t in range(n_positions):
-                largest = max(largest, row[t])
+            largest = _largest(row)
             for t in range(n_positions):
                 row[t] = exp32((row[t] - largest) * scale)
         values = (0, v_cache.shape[1])
         cpu.dense(v_cache[kv_head], scores, per_kv, n_positions, values, weighted)
         for head in range(per_kv):
-            total = np.float32(0)
-            for t in range(n_positions):
-                total += scores[head, t]
-            start = (first + head) * K
+            inverse, start = np.float32(1) / _sum(scores[head, :n_positions]), (first + head) * K
             for d in range(K):
-                out[start + d] = weighted[head, d] / total
+                out[start + d] = weighted[head, d] * inverse
+
+
+@inline
+def _largest(row):
+    """Return the maximum, of four at a time: one at a time each waits for the one before."""
+    a = b = c = d = row[0]
+    for t in range(0, len(row) - 3, 4):
+        a, b = max(a, row[t]), max(b, row[t + 1])
+        c, d = max(c, row[t + 2]), max(d, row[t + 3])
+    for t in range(len(row) - len(row) % 4, len(row)):
+        a = max(a, row[t])
+    return max(max(a, b), max(c, d))
+
+
+@inline
+def _sum(row):
+    """Return the sum, in four parts for the same reason."""
+    a = b = c = d = np.float32(0)
+    for t in range(0, len(row) - 3, 4):
+        a, b = a + row[t], b + row[t + 1]
+        c, d = c + row[t + 2], d + row[t + 3]
+    for t in range(len(row) - len(row) % 4, len(row)):
+        a += row[t]
+    return (a + b) + (c + d)
 
 
 @jit
