@@ -20,9 +20,9 @@ from nanochat_lib.config import DataConfig, ModelConfig, RunConfig
 from nanochat_lib.data import corpus, rows, select
 from nanochat_lib.data.corpus import Work, judge_candidates, preprocess, require_compile_rate
 from nanochat_lib.data.difficulty import difficulty_of
-from nanochat_lib.data.extract import rustdoc_examples, wrap_main
+from nanochat_lib.data.extraction.pages import rustdoc_examples, wrap_main
 from nanochat_lib.data.shards import open_shard, read_index
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import VERIFIED_COLUMNS, RustSource, Task, Verdict

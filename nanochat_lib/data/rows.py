@@ -24,7 +24,7 @@ import zstandard
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.difficulty import CLASSES, difficulty_of
 from nanochat_lib.data.shards import write_index, write_shard
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.tinyrust.generate import TinyExample
 from nanochat_lib.data.tokenizer import train_tokenizer
 from nanochat_lib.records import (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from nanochat_lib.data.sources import Candidate, seeded_order
+from nanochat_lib.data.sources.candidates import Candidate, seeded_order
 
 # Shares of the kinds when the sources offer more than is wanted; a kind that runs short leaves its
 # places to the others. Examples come first because nearly all of them compile, slices do in a third
