@@ -89,6 +89,35 @@ class DataConfig(StageConfig):
         return self
 
 
+class CorpusConfig(StageConfig):
+    """The large corpus that `nanochat corpus` builds: its sources and what may stay in it."""
+
+    sources: tuple[Literal["toolchain", "debian", "folder", "pypi", "hub"], ...] = Field(
+        ("toolchain", "debian"), description="where Rust comes from, in this order"
+    )
+    folder: str = Field("", description="folder of .rs files, for the source `folder`")
+    debian_suite: str = Field(
+        "", description="e.g. trixie; empty: the suite this machine's apt is set to"
+    )
+    debian_packages: int = Field(
+        0, ge=0, description="packages, most depended-upon first; 0: all of them"
+    )
+    pypi_projects: tuple[str, ...] = Field((), description="PyPI projects with Rust in them")
+    hub_datasets: tuple[str, ...] = Field(
+        (), description="hub data sets by name, with :column where it is not obvious"
+    )
+    hub_rows: int = Field(100_000, ge=0, description="rows read of each data set; 0: all")
+    licences: Literal["permissive", "any"] = Field(
+        "permissive", description="licences that may stay; unknown ones only from your own folder"
+    )
+    near_duplicate: float = Field(
+        0.8, gt=0, le=1, description="drop what shares this much of its shingles with a kept row"
+    )
+    benchmark_files: tuple[str, ...] = Field(
+        (), description="files that no row may share 30 tokens in a row with, besides our own tasks"
+    )
+
+
 class VerifyConfig(StageConfig):
     """Limits of the verification engine, per program unless said otherwise."""
 
@@ -292,6 +321,7 @@ class RunConfig(StageConfig):
     seed: int = Field(0, ge=0, description="seed of data order, initialisation and sampling")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    corpus: CorpusConfig = CorpusConfig()
     verify: VerifyConfig = VerifyConfig()
     pretrain: PretrainConfig = PretrainConfig()
     maxrl: MaxRLConfig = MaxRLConfig()

@@ -71,7 +71,7 @@ def rustdoc_examples(page: str) -> Iterator[Example]:
             continue
         visible = _plain(match["code"])
         link = _link_values(match["link"] or "")
-        yield _example(visible, link.get("code") or visible, marks, link.get("edition"))
+        yield example_of(visible, link.get("code") or visible, marks, link.get("edition"))
 
 
 def mdbook_examples(page: str) -> Iterator[Example]:
@@ -83,7 +83,7 @@ def mdbook_examples(page: str) -> Iterator[Example]:
         editions = [mark.removeprefix("edition") for mark in marks if mark.startswith("edition")]
         visible = _plain(_BORING.sub("", match["code"]))
         edition = editions[0] if editions else None
-        yield _example(visible, _plain(match["code"]), marks, edition)
+        yield example_of(visible, _plain(match["code"]), marks, edition)
 
 
 def source_of_page(page: str) -> str:
@@ -113,19 +113,24 @@ def no_run_texts(source: str) -> Iterator[str]:
 def wrap_main(code: str) -> str:
     """Return `code` as a program: unchanged if it has a `main`, else wrapped as rustdoc does.
 
-    Crate attributes and `extern crate` lines stay in front of the new `fn main`.
+    Crate attributes and `extern crate` lines stay in front of the new `fn main`. An example that
+    ends in `Ok::<(), E>(())` may use `?`: it becomes the body of a function that `main` unwraps.
     """
     if _MAIN.search(code):
         return code
     lines = code.splitlines()
     front = [line for line in lines if _CRATE_LINE.match(line)]
     body = [line for line in lines if not _CRATE_LINE.match(line)]
+    if code.rstrip().endswith("(())"):
+        result = "Result<(), impl core::fmt::Debug>"
+        body = [f"fn _inner() -> {result} {{", *body, "}", "_inner().unwrap()"]
     return "\n".join([*front, "fn main() {", *body, "}"]) + "\n"
 
 
-def _example(
+def example_of(
     visible: str, whole: str, marks: frozenset[str], edition: str | None = None
 ) -> Example:
+    """Return an example from its two texts and the marks of its block."""
     program = wrap_main(_ALLOW_UNUSED.sub("", whole))
     must_panic = bool(marks & _PANICS)
     if must_panic:

@@ -32,6 +32,10 @@ _NAMED_KINDS = _ROOT_KINDS | {
 }  # fmt: skip
 _LEADING_KINDS = frozenset({"line_comment", "block_comment", "attribute_item"})
 _OUTSIDE = re.compile(r"\b(?:crate|super|self)\s*::|\bextern\s+crate\b|#\[(?:test|cfg)\b")
+# Roots of paths that need no other crate; `use Shape::*` may name an enum of the file.
+_OWN_ROOTS = frozenset({"std", "core", "self", "super", "crate"})
+_USE_ROOT = re.compile(r"\buse\s+(?:::\s*)?([a-z_][a-z0-9_]*)\s*(?:::|;|\bas\b)")
+_OTHER_FILE = re.compile(r"\bextern\s+crate\s+(?!(?:std|core|alloc)\b)|\bmod\s+\w+\s*;")
 _VISIBILITY = re.compile(r"\bpub\s*\(\s*(?:super|in\b[^)]*)\s*\)")
 # Attributes that only the standard library itself may use.
 _STAGING = re.compile(
@@ -50,7 +54,9 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
+    """A top-level item of a file, with the comments and attributes that belong to it."""
+
     position: int
     kind: str
     names: frozenset[str]  # what it defines or brings into scope; of an `impl`: the type it is for
@@ -59,7 +65,17 @@ class _Item:
 
     @property
     def is_use(self) -> bool:
+        """Return whether it only brings names into scope."""
         return self.kind == "use_declaration"
+
+
+def names_outside(text: str) -> bool:
+    """Return whether a program names another crate or file, so that it cannot compile alone."""
+    plain = _COMMENT.sub("", text)
+    if _OTHER_FILE.search(plain):
+        return True
+    roots = {match[1] for match in _USE_ROOT.finditer(plain)} - _OWN_ROOTS
+    return any(not re.search(rf"\b(?:mod|enum|trait|as)\s+{root}\b", plain) for root in roots)
 
 
 def library_source(text: str, crate: str) -> str:
@@ -75,34 +91,36 @@ def self_contained_slices(source: str) -> Iterator[Slice]:
     """Yield the slices of a file in file order; an item that an earlier slice holds is no root."""
     if not _ROOT_LINE.search(source):
         return
-    items = _items(source)
+    items = items_of(source.encode(), tree_of(source).root_node)
     covered: set[int] = set()
     for item in items:
         if item.kind not in _ROOT_KINDS or "main" in item.names or item.position in covered:
             continue
-        chosen = _closure(item, items)
+        chosen = closure_of([item], items)
         n_lines = sum(part.text.count("\n") + 2 for part in chosen)
         if not MIN_SLICE_LINES < n_lines <= MAX_SLICE_LINES:
             continue
-        text = _write_out(chosen)
+        text = write_out(chosen)
         if not _OUTSIDE.search(_COMMENT.sub("", text)):
             covered.update(part.position for part in chosen)
             yield Slice(min(item.names), text + "\n")
 
 
-def _write_out(parts: list[_Item]) -> str:
-    """Join items by blank lines, `use` lines closer; in a slice the crate is the only outside."""
+def write_out(parts: list[Item]) -> str:
+    """Return items as one text; in it the crate is the only outside, for visibility too."""
     text = parts[0].text
     for before, part in pairwise(parts):
         text += ("\n" if before.is_use and part.is_use else "\n\n") + part.text
     return _VISIBILITY.sub("pub(crate)", text)
 
 
-def _closure(root: _Item, items: list[_Item]) -> list[_Item]:
-    """Return `root` and every item of the file that it names, directly or not, in file order."""
-    chosen = {root.position: root}
-    named = set(root.names | root.words)
-    waiting = [item for item in items if item.position != root.position]
+def closure_of(
+    roots: list[Item], items: list[Item], words: frozenset[str] = frozenset()
+) -> list[Item]:
+    """Return the roots and every item that they or `words` name, directly or not, in file order."""
+    chosen = {root.position: root for root in roots}
+    named = set(words).union(*(root.names | root.words for root in roots))
+    waiting = [item for item in items if item.position not in chosen]
     while found := [item for item in waiting if not item.names.isdisjoint(named)]:
         chosen |= {item.position: item for item in found}
         named.update(*(item.words for item in found if not item.is_use))
@@ -110,12 +128,16 @@ def _closure(root: _Item, items: list[_Item]) -> list[_Item]:
     return [chosen[position] for position in sorted(chosen)]
 
 
-def _items(source: str) -> list[_Item]:
-    """Return the top-level items with the comments and attributes that belong to them."""
-    data = source.encode()
-    items: list[_Item] = []
+def items_of(data: bytes, root: Node, first: int = 0) -> list[Item]:
+    """Return the items below a file's root or a module's body.
+
+    Args:
+        data: the file.
+        first: position of the first item, for lists that are put together.
+    """
+    items: list[Item] = []
     start = None
-    for node in tree_of(source).root_node.children:
+    for node in root.children:
         if node.type in _LEADING_KINDS:
             start = node.start_byte if start is None else start
             if node.type != "attribute_item" and not _is_documentation(data, node):
@@ -128,7 +150,7 @@ def _items(source: str) -> list[_Item]:
             continue
         text = data[begin : node.end_byte].decode()
         words = frozenset(_WORD.findall(_COMMENT.sub("", text)))
-        items.append(_Item(len(items), node.type, names, text, words))
+        items.append(Item(first + len(items), node.type, names, text, words))
     return items
 
 

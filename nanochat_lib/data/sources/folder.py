@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat_lib.data.extraction.slices import self_contained_slices
 from nanochat_lib.data.sources import packages
-from nanochat_lib.data.sources.candidates import Candidate, seeded_order
+from nanochat_lib.data.sources.candidates import (
+    Candidate,
+    RustFile,
+    file_candidates,
+    seeded_order,
+)
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.records import RustSource
 
 MAX_FILE_BYTES = 1_000_000
 _SKIPPED_FOLDERS = frozenset({"target", ".git", "node_modules"})
@@ -38,12 +41,12 @@ def folder_candidates(
         raise WorkbenchError(f"Input folder {folder} does not exist. Set data.input_dir.")
     n_files = n_rows = 0
     finder = packages.PackageFinder(folder)
-    for path in _in_turns(_rust_files(folder, skipped), finder, seed):
+    for path in _in_turns(rust_files(folder, skipped), finder, seed):
         text = _readable_text(path, skipped)
         if text is None:
             continue
         n_files += 1
-        for candidate in _file_candidates(path, text, folder, finder.package_of(path)):
+        for candidate in file_candidates(_described(path, text, finder)):
             yield candidate
             n_rows += 1
         if n_rows >= most:
@@ -56,7 +59,36 @@ def folder_candidates(
         )
 
 
-def _rust_files(folder: Path, skipped: Counter[str]) -> list[Path]:
+def described_files(
+    folder: Path, *, source: str, origin: str, finder: packages.PackageFinder, skipped: Counter[str]
+) -> Iterator[RustFile]:
+    """Yield every readable `.rs` file of a folder in the order of their paths.
+
+    Args:
+        source: kind of source, the first part of the ids of rows.
+        origin: name of the archive or folder, their second part.
+        finder: of the folder.
+        skipped: counts what was passed over, by reason.
+    """
+    for path in rust_files(folder, skipped):
+        text = _readable_text(path, skipped)
+        if text is not None:
+            file = _described(path, text, finder)
+            yield replace(file, source=source, origin=origin, path=shown_path(file.path))
+
+
+def shown_path(path: str) -> str:
+    """Return a path without the folders that every Debian package has."""
+    return path.removeprefix("usr/share/cargo/registry/").removeprefix("usr/src/")
+
+
+def _described(path: Path, text: str, finder: packages.PackageFinder) -> RustFile:
+    package = finder.package_of(path)
+    place = path.relative_to(finder.top).as_posix()
+    return RustFile(text, place, "folder", package.name, package, finder.licence_of(path))
+
+
+def rust_files(folder: Path, skipped: Counter[str]) -> list[Path]:
     """Return the regular `.rs` files below a folder; links are counted, never followed."""
     found: list[Path] = []
     for base, folders, names in os.walk(folder, followlinks=False):
@@ -94,30 +126,3 @@ def _readable_text(path: Path, skipped: Counter[str]) -> str | None:
     except OSError:
         skipped["unreadable"] += 1
     return None
-
-
-def _file_candidates(
-    path: Path, text: str, folder: Path, package: packages.Package
-) -> Iterator[Candidate]:
-    place = path.relative_to(folder).as_posix()
-    row = RustSource(
-        source_id=f"folder/{package.name}/{place}#file",
-        text=text.strip("\n").rstrip(),
-        kind="file",
-        source="folder",
-        package=package.name,
-        path=place,
-        licence=package.licence,
-        group=package.name,
-        runnable="#[test]" in text,  # a lone `main` may want arguments or input: build it only
-    )
-    yield Candidate(row, text, package.edition)
-    for n, piece in enumerate(self_contained_slices(text)):
-        part = replace(
-            row,
-            source_id=f"folder/{package.name}/{place}#{n}",
-            text=piece.text.rstrip(),
-            kind="function",
-            runnable=False,
-        )
-        yield Candidate(part, piece.text, package.edition)

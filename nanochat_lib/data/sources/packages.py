@@ -1,17 +1,26 @@
 """Tell which package a `.rs` file belongs to, and under which licence and edition.
 
-Looks up the tree for the nearest Cargo.toml with a `[package]`, then for licence files. Used by
-`sources` for folders of Rust code; the standard library's licence is known.
+Looks up the tree for the nearest Cargo.toml with a `[package]`, then for licence files; in an
+unpacked Debian package the copyright file decides about files with a licence of their own, and
+about packages that name none. The standard library's licence is known.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UNKNOWN_LICENCE = "unknown"
+from nanochat_lib.data.sources.licences import (
+    UNKNOWN_LICENCE,
+    CopyrightFile,
+    is_permissive,
+    read_copyright,
+    spdx,
+)
+
 EDITION_WITHOUT_KEY = "2015"  # what Cargo assumes when a manifest does not say
 DEFAULT_EDITION = "2021"  # for files that belong to no manifest
 
@@ -27,24 +36,36 @@ _LICENCE_TEXTS = (
     ("GNU LESSER GENERAL PUBLIC LICENSE", "LGPL-3.0-only"),
     ("GNU GENERAL PUBLIC LICENSE", "GPL-3.0-only"),
 )
+# Where Debian packages keep source: the rest of the path is the one their copyright file speaks of.
+_DEBIAN_SOURCE = re.compile(r"usr/(?:share/cargo/registry|src)/[^/]+/(.*)")
 _LICENCE_NAMES = ("LICENSE*", "LICENCE*", "COPYING*", "UNLICENSE*")
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package's name, SPDX licence expression and Rust edition."""
+    """A package's name, SPDX licence expression, Rust edition and version."""
 
     name: str
     licence: str = UNKNOWN_LICENCE
     edition: str = DEFAULT_EDITION
+    version: str = ""
 
 
 class PackageFinder:
     """Find packages below (and around) one input folder; remembers what it has looked up."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, *, licence: str = "", is_closed: bool = False) -> None:
+        """Look below `top`.
+
+        Args:
+            licence: of files which no manifest and no text speaks of.
+            is_closed: nothing above `top` belongs to it (an unpacked archive).
+        """
         self.top = top
+        self._licence = licence
+        self._is_closed = is_closed
         self._known: dict[Path, Package] = {}
+        self._copyright = _copyright_file(top)
 
     def package_of(self, path: Path) -> Package:
         """Return the package of a file below the input folder."""
@@ -53,20 +74,33 @@ class PackageFinder:
             self._known[folder] = self._look_up(folder)
         return self._known[folder]
 
+    def licence_of(self, path: Path) -> str:
+        """Return the SPDX licence of one file; see `CopyrightFile` for Debian packages."""
+        declared = self.package_of(path).licence
+        inside = _DEBIAN_SOURCE.match(path.relative_to(self.top).as_posix())
+        if self._copyright is None or inside is None:
+            return declared
+        own = self._copyright.licence_of(inside[1])
+        is_decisive = declared == UNKNOWN_LICENCE or self._copyright.is_special(inside[1])
+        return own if own and is_decisive else declared
+
     def _look_up(self, folder: Path) -> Package:
         above = [folder, *folder.absolute().parents]
+        if self._is_closed:
+            above = above[: self._depth(folder) + 1]
         manifest, place = next(
             ((found, at) for at in above if "package" in (found := _manifest(at))), ({}, None)
         )
         section = manifest.get("package", {})
         parents = above[above.index(place) :] if place else above[: self._depth(folder) + 1]
-        licence = _text(section, "license", parents) or _licence_of_files(parents)
+        licence = spdx(_text(section, "license", parents)) or _licence_of_files(parents)
         return Package(
             name=str(section.get("name") or self._name_without_manifest(folder)),
-            licence=licence or UNKNOWN_LICENCE,
+            licence=licence or self._licence or UNKNOWN_LICENCE,
             edition=(_text(section, "edition", parents) or EDITION_WITHOUT_KEY)
             if place
             else DEFAULT_EDITION,
+            version=_text(section, "version", parents),
         )
 
     def _depth(self, folder: Path) -> int:
@@ -91,8 +125,14 @@ def _text(section: dict[str, Any], key: str, parents: list[Path]) -> str:
     if isinstance(value, dict) and value.get("workspace"):
         workspaces = (_manifest(at).get("workspace", {}).get("package", {}) for at in parents)
         value = next((found[key] for found in workspaces if key in found), "")
-    # Old manifests separate alternatives by a slash, which SPDX does not know.
-    return value.replace("/", " OR ") if isinstance(value, str) else ""
+    return value if isinstance(value, str) else ""
+
+
+def _copyright_file(top: Path) -> CopyrightFile | None:
+    """Return what an unpacked Debian package says of its licences."""
+    for path in sorted(top.glob("usr/share/doc/*/copyright")):
+        return read_copyright(path.read_text(encoding="utf-8", errors="replace"))
+    return None
 
 
 def _licence_of_files(parents: list[Path]) -> str:
@@ -101,5 +141,7 @@ def _licence_of_files(parents: list[Path]) -> str:
         texts = [path.read_text(errors="replace") for path in files if path.is_file()]
         names = [spdx for mark, spdx in _LICENCE_TEXTS if any(mark in text for text in texts)]
         if names:
-            return " OR ".join(names)
+            # Texts side by side are alternatives by custom; one that is not permissive may be meant
+            # for a part, so that all of them are taken to hold.
+            return (" OR " if all(map(is_permissive, names)) else " AND ").join(names)
     return ""

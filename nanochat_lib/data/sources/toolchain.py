@@ -10,7 +10,6 @@ source files of the three crates.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +17,12 @@ from pathlib import Path
 from nanochat_lib.data.extraction import pages
 from nanochat_lib.data.extraction.pages import Example
 from nanochat_lib.data.extraction.slices import library_source, self_contained_slices
-from nanochat_lib.data.sources.candidates import Candidate
+from nanochat_lib.data.sources.candidates import Candidate, example_candidate
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import RustSource
 
 DOCS_LICENCE = "MIT OR Apache-2.0"  # of the Rust project, its library, books and examples
 BOOKS = ("book", "reference", "rust-by-example")
-# An example that reaches for files, the network or other processes is built and not run: it would
-# fail in the sandbox whatever it is worth, and running it alone costs ten times a shared build.
-_REACHES_OUT = re.compile(r"\b(?:net|os|fs|process|env)::|\bstdin\(")
 # Folders of library source that are private, generated or per platform: nothing there stands alone.
 _INTERNAL = frozenset({"sys", "os", "stdarch", "core_arch", "intrinsics", "tests", "portable-simd"})
 _NUMBER_SIZES = frozenset({"8", "16", "32", "64", "128", "size"})
@@ -51,12 +47,12 @@ def toolchain_candidates(docs: Path) -> Iterator[Candidate]:
         for n, example in enumerate(pages.rustdoc_examples(_read(page))):
             if example.text in no_run:
                 example = replace(example, runnable=False)
-            yield _example_candidate(example, "std", f"{path}#{n}", group)
+            yield _example(example, "std", f"{path}#{n}", group)
     for book in BOOKS:
         for page in _book_pages(docs / book):
             path = page.relative_to(docs).as_posix()
             for n, example in enumerate(pages.mdbook_examples(_read(page))):
-                yield _example_candidate(example, book, f"{path}#{n}", _book_group(path))
+                yield _example(example, book, f"{path}#{n}", _book_group(path))
 
 
 def _library_slices(docs: Path, no_run: set[str]) -> Iterator[Candidate]:
@@ -87,20 +83,18 @@ def _library_slices(docs: Path, no_run: set[str]) -> Iterator[Candidate]:
                 )
 
 
-def _example_candidate(example: Example, package: str, place: str, group: str) -> Candidate:
+def _example(example: Example, package: str, place: str, group: str) -> Candidate:
     row = RustSource(
-        source_id=f"toolchain_docs/{package}/{place}",
-        text=example.text,
+        source_id="",
+        text="",
         kind="doc_example",
         source="toolchain_docs",
         package=package,
         path=place.partition("#")[0],
         licence=DOCS_LICENCE,
         group=group,
-        runnable=example.runnable and not _REACHES_OUT.search(example.program),
-        must_panic=example.must_panic,
     )
-    return Candidate(row, example.program, example.edition)
+    return example_candidate(example, row, f"toolchain_docs/{package}/{place}")
 
 
 def _std_group(path: str) -> str:
