@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
 from tree_sitter import Node
@@ -91,7 +92,7 @@ def self_contained_slices(source: str) -> Iterator[Slice]:
     """Yield the slices of a file in file order; an item that an earlier slice holds is no root."""
     if not _ROOT_LINE.search(source):
         return
-    items = items_of(source.encode(), tree_of(source).root_node)
+    items = items_of(*parsed(source))
     covered: set[int] = set()
     for item in items:
         if item.kind not in _ROOT_KINDS or "main" in item.names or item.position in covered:
@@ -126,6 +127,12 @@ def closure_of(
         named.update(*(item.words for item in found if not item.is_use))
         waiting = [item for item in waiting if item.position not in chosen]
     return [chosen[position] for position in sorted(chosen)]
+
+
+@lru_cache(maxsize=1)
+def parsed(source: str) -> tuple[bytes, Node]:
+    """Return a file as bytes and its syntax tree; the last one is kept, for all who cut it up."""
+    return source.encode(), tree_of(source).root_node
 
 
 def items_of(data: bytes, root: Node, first: int = 0) -> list[Item]:

@@ -22,6 +22,7 @@ from nanochat_lib.data.extraction.slices import (
     closure_of,
     items_of,
     names_outside,
+    parsed,
     write_out,
 )
 from nanochat_lib.rust.syntax import tree_of
@@ -53,8 +54,7 @@ def tested_functions(source: str) -> Iterator[TestedFunction]:
     """Yield the functions of a file that its `#[test]` functions name, in file order."""
     if not _TEST_MARK.search(source):
         return
-    root = tree_of(source).root_node
-    data = source.encode()
+    data, root = parsed(source)
     items = items_of(data, root)
     inner = _test_module(data, root)
     tests = [item for item in (*inner, *items) if _TEST_MARK.search(item.text)]

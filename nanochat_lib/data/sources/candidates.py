@@ -76,7 +76,7 @@ def file_candidates(file: RustFile) -> Iterator[Candidate]:
             runnable=False,
         )
         yield Candidate(part, piece.text, edition)
-    yield from _tested(row, place, edition)
+    yield from _tested(text, row, place, edition)
     for n, example in enumerate(comment_examples(file.text, edition)):
         yield example_candidate(example, row, f"{place}#doc{n}")
     yield Candidate(row, text, edition)
@@ -95,9 +95,9 @@ def example_candidate(example: Example, row: RustSource, source_id: str) -> Cand
     return Candidate(row, example.program, example.edition)
 
 
-def _tested(row: RustSource, place: str, edition: str) -> Iterator[Candidate]:
+def _tested(text: str, row: RustSource, place: str, edition: str) -> Iterator[Candidate]:
     """Yield the functions of a file with their tests, each also as a task."""
-    for n, found in enumerate(tested_functions(row.text)):
+    for n, found in enumerate(tested_functions(text)):
         part = replace(
             row,
             source_id=f"{place}#test{n}",

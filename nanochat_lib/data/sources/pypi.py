@@ -8,6 +8,7 @@ and no code of a package may run here.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -56,9 +57,10 @@ def _finder() -> Any:
 
 def _index() -> str:
     """Return the package index that pip is set to."""
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    command = [sys.executable, "-m", "pip", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or _DEFAULT_INDEX
+    found = re.search(r"^\S*\.index-url='([^']+)'", done.stdout, re.MULTILINE)
+    return found[1] if found else _DEFAULT_INDEX
 
 
 def _unit(finder: Any, project: str, folder: Path) -> Unit:
