@@ -110,6 +110,9 @@ class CorpusConfig(StageConfig):
     licences: Literal["permissive", "any"] = Field(
         "permissive", description="licences that may stay; unknown ones only from your own folder"
     )
+    downloads: str = Field(
+        "", description="folder of downloads that several corpora share; empty: inside the corpus"
+    )
     near_duplicate: float = Field(
         0.8, gt=0, le=1, description="drop what shares this much of its shingles with a kept row"
     )

@@ -21,6 +21,7 @@ from test_corpus import SOLUTION
 
 from nanochat_lib.config import PROJECT_ROOT, load_profile
 from nanochat_lib.data.build import build, plan, prepare
+from nanochat_lib.data.build.bench import measure
 from nanochat_lib.data.build.build import build_corpus
 from nanochat_lib.data.build.state import State
 from nanochat_lib.data.sources.units import SourceUnavailable, Unit, file_sha256
@@ -371,3 +372,11 @@ def test_a_damaged_state_file_says_what_to_do(tmp_path):
     with pytest.raises(WorkbenchError, match="delete it"):
         State(tmp_path, 0.8)
     assert Path(tmp_path / "state.sqlite").exists()
+
+
+def test_the_benchmark_judges_the_rows_of_the_build(folder, tmp_path):
+    found = measure(config_for(folder), tmp_path)
+    rows = [pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("verified", "rejected")]
+    assert found["n_rows"] == sum(map(len, rows))
+    assert found["engine_cpu_s"] > 0
+    assert 0 < found["cpu_ratio"] < 1.5

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,13 +28,15 @@ from nanochat_lib.data.build.plan import benchmark_texts, plan_units
 from nanochat_lib.data.build.prepare import Prepared, Reader
 from nanochat_lib.data.build.state import State
 from nanochat_lib.data.select import Benchmarks
+from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Level, Program, Verified
 from nanochat_lib.rust.toolchain import find_toolchain
 from nanochat_lib.rust.verify import verify
 
-LOT_ROWS = 4096  # judged together, and read ahead; memory grows with it, not with the corpus
+LOT_ROWS = 1024  # of one level, judged together; memory grows with it, not with the corpus
 _FILES_AT_ONCE = 64
+_PORTIONS_AHEAD = 16  # that make up a lot together
 _PROGRAMS_BETWEEN_LOOKS = 64
 
 
@@ -99,7 +102,11 @@ def _begin(work: Work, folder: Path, toolchain: object) -> None:
             "another folder, or delete this one."
         )
     if not before:
-        units, problems = plan_units(work.config.corpus, toolchain, folder / "downloads", work.tell)
+        config = work.config.corpus
+        downloads = (
+            Path(config.downloads).expanduser() if config.downloads else folder / "downloads"
+        )
+        units, problems = plan_units(config, toolchain, downloads, work.tell)
         state.plan(units, problems, settings)
 
 
@@ -107,7 +114,8 @@ def _settings(config: RunConfig, version: str) -> str:
     """Return everything that the tables depend on, as text."""
     data = config.data
     judging = config.verify.model_dump(exclude={"batch_size", "cluster"})
-    parts = (config.corpus, config.seed, judging, version)
+    sources = config.corpus.model_dump(exclude={"downloads"})
+    parts = (sources, config.seed, judging, version)
     rest = (data.validation_fraction, data.use_semantic_verification)
     return repr((*parts, *rest))
 
@@ -121,56 +129,65 @@ def _read_and_judge(work: Work, folder: Path, benchmarks: Benchmarks) -> None:
         config.corpus.licences == "any",
         config.data.use_semantic_verification,
     )
-    files = reader.files(units, state.position())
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
-        ahead = thread.submit(_next_files, files)
+    ahead = _Ahead(reader.files(units, state.position()))
+    try:
         while True:
-            ahead = _take_in(work, ahead, files, thread, len(units))
-            lot = state.next_lot(LOT_ROWS)
-            if not lot:
+            _fill_lot(work, ahead, len(units))
+            n_waiting, level = state.waiting()
+            if not n_waiting:
                 return
-            state.judge(_judge(work, lot))
+            state.judge(_judge(work, state.next_lot(level, LOT_ROWS), level))
+    finally:
+        ahead.close()
 
 
-def _take_in(
-    work: Work,
-    ahead: Future[list[Prepared]],
-    files: Iterator[Prepared],
-    thread: ThreadPoolExecutor,
-    n_units: int,
-) -> Future[list[Prepared]]:
-    """Store what was read until a lot is full; leave the next read under way."""
-    while work.state.n_pending() < LOT_ROWS:
-        found = ahead.result()
-        if not found:
-            return ahead
-        ahead = thread.submit(_next_files, files)
+def _fill_lot(work: Work, ahead: _Ahead, n_units: int) -> None:
+    """Store what was read until a lot is full, or nothing is left to read."""
+    while work.state.waiting()[0] < LOT_ROWS and (found := ahead.next_files()):
         work.state.add(found)
         work.tell(f"read {found[-1].unit + 1} of {n_units} packages")
-    return ahead
 
 
-def _next_files(files: Iterator[Prepared]) -> list[Prepared]:
-    """Return the next files: half a lot of rows, or `_FILES_AT_ONCE` files; empty at the end."""
-    found: list[Prepared] = []
-    for file in islice(files, _FILES_AT_ONCE):
-        found.append(file)
-        if sum(len(f.rows) for f in found) >= LOT_ROWS // 2:
-            break
-    return found
+class _Ahead:
+    """A thread that reads files before they are asked for, a bounded number of them."""
+
+    def __init__(self, files: Generator[Prepared, None, None]) -> None:
+        self.files = files
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self.waiting = deque(self.thread.submit(self._read) for _ in range(_PORTIONS_AHEAD))
+
+    def next_files(self) -> list[Prepared]:
+        """Return the next files, none at the end."""
+        found = self.waiting.popleft().result()
+        self.waiting.append(self.thread.submit(self._read))
+        return found
+
+    def _read(self) -> list[Prepared]:
+        """Return a portion: as many files as have their share of a lot, or `_FILES_AT_ONCE`."""
+        found: list[Prepared] = []
+        n_rows = 0
+        for file in islice(self.files, _FILES_AT_ONCE):
+            found.append(file)
+            n_rows += len(file.rows)
+            if n_rows >= LOT_ROWS // _PORTIONS_AHEAD:
+                break
+        return found
+
+    def close(self) -> None:
+        """End the thread when its current portion is read."""
+        self.thread.shutdown(cancel_futures=True)
+        self.files.close()
 
 
-def _judge(work: Work, lot: list) -> list[tuple[int, Verified]]:
+def _judge(
+    work: Work, lot: list[tuple[int, Candidate]], level: Level
+) -> list[tuple[int, Verified]]:
     """Return the verdicts of a lot, by row."""
-    judged: list[tuple[int, Verified]] = []
 
     def on_progress(n_done: int, _: int) -> None:
         if n_done % _PROGRAMS_BETWEEN_LOOKS == 0:
-            work.tell(f"judging row {lot[0][0] + len(judged) + n_done}")
+            work.tell(f"judging row {lot[n_done - 1][0]}")
 
-    for level in (Level.BUILD, Level.TEST):
-        chosen = [(row, candidate) for row, candidate, wanted in lot if wanted is level]
-        programs = [Program(str(row), c.program, c.edition) for row, c in chosen]
-        verdicts = verify(programs, level, config=work.config.verify, on_progress=on_progress)
-        judged += zip((row for row, _ in chosen), verdicts, strict=True)
-    return judged
+    programs = [Program(str(row), c.program, c.edition) for row, c in lot]
+    verdicts = verify(programs, level, config=work.config.verify, on_progress=on_progress)
+    return list(zip((row for row, _ in lot), verdicts, strict=True))

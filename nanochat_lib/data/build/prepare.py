@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +72,9 @@ class Reader:
     any_licence: bool
     needs_tests: bool
 
-    def files(self, units: Sequence[Unit], start: tuple[int, int]) -> Iterator[Prepared]:
+    def files(
+        self, units: Sequence[Unit], start: tuple[int, int]
+    ) -> Generator[Prepared, None, None]:
         """Yield every file of the units from (unit, file) on, and an empty one after each unit."""
         first_unit, first_file = start
         for number in range(first_unit, len(units)):

@@ -172,16 +172,20 @@ class State:
 
     # --- judging --------------------------------------------------------------------------------
 
-    def n_pending(self) -> int:
-        """Return how many rows wait to be judged."""
-        return self.db.execute("SELECT COUNT(*) FROM rows WHERE verdict = ''").fetchone()[0]
-
-    def next_lot(self, most: int) -> list[tuple[int, Candidate, Level]]:
-        """Return the next rows to judge, in order."""
+    def waiting(self) -> tuple[int, Level]:
+        """Return the level that most rows wait to be judged at, and how many they are."""
         found = self.db.execute(
-            "SELECT id, record, level FROM rows WHERE verdict = '' ORDER BY id LIMIT ?", (most,)
+            "SELECT COUNT(*), level FROM rows WHERE verdict = '' GROUP BY level ORDER BY 1 DESC"
+        ).fetchone()
+        return (found[0], Level(found[1])) if found else (0, Level.BUILD)
+
+    def next_lot(self, level: Level, most: int) -> list[tuple[int, Candidate]]:
+        """Return the next rows to judge at a level, in order."""
+        found = self.db.execute(
+            "SELECT id, record FROM rows WHERE verdict = '' AND level = ? ORDER BY id LIMIT ?",
+            (level, most),
         )
-        return [(row, candidate_of(record), Level(level)) for row, record, level in found]
+        return [(row, candidate_of(record)) for row, record in found]
 
     def judge(self, verdicts: Iterable[tuple[int, Verified]]) -> None:
         """Store verdicts by row."""

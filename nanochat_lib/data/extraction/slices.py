@@ -75,7 +75,7 @@ def names_outside(text: str) -> bool:
     plain = _COMMENT.sub("", text)
     if _OTHER_FILE.search(plain):
         return True
-    roots = {match[1] for match in _USE_ROOT.finditer(plain)} - _OWN_ROOTS
+    roots = (match[1] for match in _USE_ROOT.finditer(plain) if match[1] not in _OWN_ROOTS)
     return any(not re.search(rf"\b(?:mod|enum|trait|as)\s+{root}\b", plain) for root in roots)
 
 

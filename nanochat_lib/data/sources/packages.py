@@ -65,6 +65,7 @@ class PackageFinder:
         self._licence = licence
         self._is_closed = is_closed
         self._known: dict[Path, Package] = {}
+        self._manifests: dict[Path, dict[str, Any]] = {}
         self._copyright = _copyright_file(top)
 
     def package_of(self, path: Path) -> Package:
@@ -89,19 +90,34 @@ class PackageFinder:
         if self._is_closed:
             above = above[: self._depth(folder) + 1]
         manifest, place = next(
-            ((found, at) for at in above if "package" in (found := _manifest(at))), ({}, None)
+            ((found, at) for at in above if "package" in (found := self._manifest(at))), ({}, None)
         )
         section = manifest.get("package", {})
         parents = above[above.index(place) :] if place else above[: self._depth(folder) + 1]
-        licence = spdx(_text(section, "license", parents)) or _licence_of_files(parents)
+        licence = spdx(self._text(section, "license", parents)) or _licence_of_files(parents)
         return Package(
             name=str(section.get("name") or self._name_without_manifest(folder)),
             licence=licence or self._licence or UNKNOWN_LICENCE,
-            edition=(_text(section, "edition", parents) or EDITION_WITHOUT_KEY)
+            edition=(self._text(section, "edition", parents) or EDITION_WITHOUT_KEY)
             if place
             else DEFAULT_EDITION,
-            version=_text(section, "version", parents),
+            version=self._text(section, "version", parents),
         )
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        if folder not in self._manifests:
+            self._manifests[folder] = _read_manifest(folder)
+        return self._manifests[folder]
+
+    def _text(self, section: dict[str, Any], key: str, parents: list[Path]) -> str:
+        """Return a manifest's value, also when it is inherited from the workspace."""
+        value = section.get(key, "")
+        if isinstance(value, dict) and value.get("workspace"):
+            workspaces = (
+                self._manifest(at).get("workspace", {}).get("package", {}) for at in parents
+            )
+            value = next((found[key] for found in workspaces if key in found), "")
+        return value if isinstance(value, str) else ""
 
     def _depth(self, folder: Path) -> int:
         return len(folder.relative_to(self.top).parts)
@@ -112,20 +128,11 @@ class PackageFinder:
         return parts[0] if parts else self.top.absolute().name
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return tomllib.loads((folder / "Cargo.toml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return {}
-
-
-def _text(section: dict[str, Any], key: str, parents: list[Path]) -> str:
-    """Return a manifest's value, also when it is inherited from the workspace."""
-    value = section.get(key, "")
-    if isinstance(value, dict) and value.get("workspace"):
-        workspaces = (_manifest(at).get("workspace", {}).get("package", {}) for at in parents)
-        value = next((found[key] for found in workspaces if key in found), "")
-    return value if isinstance(value, str) else ""
 
 
 def _copyright_file(top: Path) -> CopyrightFile | None:
