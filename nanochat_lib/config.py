@@ -64,6 +64,9 @@ class DataConfig(StageConfig):
     """Stage 1: where Rust comes from, how it is judged and mixed."""
 
     input_dir: str = Field("", description="folder of .rs files; empty: the toolchain's own docs")
+    corpus_dir: str = Field(
+        "", description="a corpus of `nanochat corpus` to take rows from instead"
+    )
     max_examples: int = Field(2000, ge=1, description="most real-Rust examples taken from sources")
     tinyrust_examples: int = Field(4000, ge=0, description="generated TinyRust examples")
     tinyrust_levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels generated")
@@ -83,6 +86,8 @@ class DataConfig(StageConfig):
 
     @model_validator(mode="after")
     def _mix_sums_to_one(self) -> Self:
+        if self.input_dir and self.corpus_dir:
+            raise ValueError("give either input_dir or corpus_dir")
         total = self.easy_share + self.medium_share + self.hard_share
         if abs(total - 1) > 1e-6:
             raise ValueError(f"easy_share + medium_share + hard_share must be 1, found {total:g}")

@@ -187,7 +187,7 @@ class EvalResult:
 # what was judged, `sha256` that of `text`.
 VERIFIED_COLUMNS: tuple[str, ...] = (
     "source_id", "text", "program", "edition", "kind", "source", "package", "version", "path",
-    "licence", "group", "sha256",
+    "licence", "group", "sha256", "level",
     "verdict", "codes", "detail", "sandbox", "cpu_ms", "n_tests", "split", "difficulty",
     "cyclomatic_complexity", "n_lines", "explicit_lifetimes", "unsafe_blocks", "max_nesting",
 )  # fmt: skip

@@ -1,10 +1,11 @@
 """Stage 1: from raw Rust to verified rows, a tokenizer and token shards.
 
 Input: a `RunConfig` and the stage's folder. Output in that folder: `verified.parquet`,
-`rejected.parquet`, `tasks.jsonl`, `tokenizer.json`, `shards/`, `validation_real.txt` and
-`summary.json`. The order of work is the order of the functions in `preprocess`: collect, judge by
-rustc, balance, keep benchmarks out, split by group, generate TinyRust, write. The same sources,
-toolchain and seed give the same files byte for byte; times are in the summary only.
+`rejected.parquet`, `tasks.jsonl`, `tokenizer.json`, `shards/` with a dataset card,
+`validation_real.txt` and `summary.json`. The order of work is the order of the functions in
+`preprocess`: collect, judge by rustc, balance, keep benchmarks out, split by group, generate
+TinyRust, write. The same sources, toolchain and seed give the same files byte for byte; times are
+in the summary only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
 from nanochat_lib.data import rows, select
+from nanochat_lib.data.card import shards_card
 from nanochat_lib.data.rows import Judged
+from nanochat_lib.data.sources.built import built_candidates
 from nanochat_lib.data.sources.candidates import (
     MAX_TEXT_BYTES,
     MIN_TEXT_BYTES,
@@ -130,6 +133,7 @@ def preprocess(
         "seconds": work.seconds,
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomic(folder / "shards" / "DATASET_CARD.md", shards_card(summary, folder))
     if log is not None:
         log(0, _metrics(summary))
     return summary
@@ -156,6 +160,10 @@ def collect(work: Work, toolchain: Toolchain) -> tuple[list[Candidate], dict[str
         found = folder_candidates(
             Path(data.input_dir).expanduser(), seed=work.config.seed, most=most, skipped=skipped
         )
+    elif data.corpus_dir:
+        most = data.max_examples * _CANDIDATES_PER_EXAMPLE
+        folder = Path(data.corpus_dir).expanduser()
+        found = built_candidates(folder, seed=work.config.seed, most=most)
     elif toolchain.docs is None:
         raise WorkbenchError(
             f"The toolchain {toolchain.version} has no documentation to take Rust from. Install it "

@@ -230,6 +230,7 @@ def table_row(candidate: Candidate, verified: Verified, split: str = "") -> dict
         "program": candidate.program,
         "edition": candidate.edition,
         "sha256": hashlib.sha256(source.text.encode()).hexdigest(),
+        "level": str(verified.level),
         "verdict": str(verified.verdict),
         "codes": list(verified.codes),
         "detail": _detail(verified),

@@ -19,8 +19,8 @@ import polars as pl
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.build import prepare
-from nanochat_lib.data.build.card import card_text
 from nanochat_lib.data.build.state import EXACT, NEAR, State
+from nanochat_lib.data.card import card_text
 from nanochat_lib.data.corpus import RECHECKED_ROWS, require_compile_rate
 from nanochat_lib.data.rows import table_row, table_schema
 from nanochat_lib.data.select import held_out_groups

@@ -1,14 +1,17 @@
-"""The dataset card: what is in a corpus, where it comes from, under which licences.
+"""Dataset cards: what is in a corpus or in token shards, where it comes from, under which licences.
 
-Input: the summary of a build. Output: Markdown with the front matter that dataset hubs read.
-Every number is one of the summary.
+Input: the summary of a build, or of stage 1. Output: Markdown with the front matter that dataset
+hubs read. Every number is one of the summary, every hash that of the file as it lies there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from nanochat_lib.data.sources.units import file_sha256
 
 _HEAD = """\
 ---
@@ -19,9 +22,9 @@ license: other
 
 # Rust, verified by the compiler
 
-Rows of `verified.parquet` were built by {rustc}; rows that can run were run, with their tests, in a
-sandbox. `program` is what was judged (an example with its hidden lines, a slice with what it
-needs); `text` is what a model sees. Rows that failed are in `rejected.parquet` with their
+Rows of `verified.parquet` were built by rustc {rustc}; rows that can run were run in a sandbox,
+with their tests. `program` is what was judged (an example with its hidden lines, a slice with what
+it needs); `text` is what a model sees. Rows that failed are in `rejected.parquet` with their
 diagnostics. `tasks.jsonl` holds functions with their unit tests.
 
 Each row has its licence (SPDX) and its origin; a notice that a licence asks for is in the package
@@ -50,6 +53,50 @@ def card_text(summary: dict[str, Any]) -> str:
     if summary["problems"]:
         parts.append(_section("What could not be had", _list(summary["problems"])))
     return "\n".join(parts)
+
+
+_SHARDS_HEAD = """\
+---
+language: [en]
+tags: [rust, code, compiler-verified, tokenized]
+license: other
+---
+
+# Token shards of verified Rust
+
+Real Rust that {rustc} built, and ran where it can run, and TinyRust, which this project generates
+(MIT) and whose tests were run. The two are never mixed in one shard. `index.json` has the sizes,
+`../tokenizer.json` the vocabulary of {vocab_size} tokens, `../verified.parquet` the rows with
+licence and origin.
+"""
+
+
+def shards_card(summary: dict[str, Any], folder: Path) -> str:
+    """Return the card of a stage-1 folder's shards as Markdown.
+
+    Args:
+        summary: of the stage.
+        folder: of the stage, whose files are hashed.
+    """
+    head = _SHARDS_HEAD.format(
+        rustc=f"rustc {summary['rustc']}", vocab_size=summary["tokenizer"]["vocab_size"]
+    )
+    names = ("source", "kind", "n_judged", "n_compiled")
+    files = [*sorted((folder / "shards").glob("*.bin")), folder / "tokenizer.json"]
+    files += [folder / "verified.parquet", folder / "tasks.jsonl"]
+    hashes = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
+    rates = _pairs(summary["compile_rate"]["by_source"], *names)
+    return "\n".join(
+        [
+            head,
+            _section("Tokens", _table(("shard", "tokens"), summary["tokens"].items())),
+            _section("Real Rust", _table(("step", "rows"), _pairs(summary["funnel"], "step", "n"))),
+            _section("By source and kind", _table(("source", "kind", "judged", "compiled"), rates)),
+            _section("Licences of the real rows", _licences(summary["licences"])),
+            _section("Files passed over", _named(summary["skipped_files"])),
+            _section("Files", _table(("file", "SHA-256"), hashes)),
+        ]
+    )
 
 
 def _section(title: str, body: str) -> str:
