@@ -10,7 +10,9 @@ Source: rustdoc book, "Documentation tests"; `LangString::parse` in rustdoc's ma
 
 from __future__ import annotations
 
+import platform
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 
@@ -21,6 +23,7 @@ _BLOCK_DOC = re.compile(r"/\*(?:\*(?![*/])|!)(?P<text>.*?)\*/", re.DOTALL)
 _STAR = re.compile(r"^[ \t]*\*[ ]?", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
 _KNOWN = frozenset({"rust", "should_panic", "no_run", "ignore", "compile_fail", "test_harness"})
+_TARGET = f"{platform.machine()}-{sys.platform}"  # `ignore-windows` ignores on Windows only
 _EDITION = re.compile(r"edition(\d{4})")
 _ERROR_CODE = re.compile(r"E\d{4}")
 
@@ -83,7 +86,10 @@ def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
 def _marks(info: str) -> frozenset[str] | None:
     """Return the words of a fence; None when they say that the block is not Rust."""
     marks = frozenset(word for word in re.split(r"[,\s]+", info) if word)
-    marks = frozenset("ignore" if mark.startswith("ignore-") else mark for mark in marks)
+    targets = {mark for mark in marks if mark.startswith("ignore-")}
+    marks -= targets
+    if any(target.removeprefix("ignore-") in _TARGET for target in targets):
+        marks |= {"ignore"}
     is_known = all(
         mark in _KNOWN or _EDITION.fullmatch(mark) or _ERROR_CODE.fullmatch(mark) for mark in marks
     )

@@ -1,6 +1,6 @@
 """Cut out functions with the unit tests that call them, as tasks with tests.
 
-Input: the text of a source file. Output: `TestedFunction`s in the shape of `records.Task`: the
+Input: the text of a source file. Output: `FunctionWithTests`s in the shape of `records.Task`: the
 items that a function needs, its documentation and signature up to the brace, the rest of it, and
 its `#[test]` functions with what they need. Names are matched by spelling; rustc judges the whole.
 
@@ -35,7 +35,7 @@ _GLOB_OF_PARENT = re.compile(r"^use\s+super\s*::\s*\*\s*;", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class TestedFunction:
+class FunctionWithTests:
     """A function with its tests; `prelude + prompt + solution + "\\n" + tests` is a program."""
 
     name: str
@@ -50,7 +50,7 @@ class TestedFunction:
         return f"{self.prelude}{self.prompt}{self.solution}\n{self.tests}"
 
 
-def tested_functions(source: str) -> Iterator[TestedFunction]:
+def functions_with_tests(source: str) -> Iterator[FunctionWithTests]:
     """Yield the functions of a file that its `#[test]` functions name, in file order."""
     if not _TEST_MARK.search(source):
         return
@@ -80,7 +80,7 @@ def _tested(item: Item, plain: list[Item], tests: list[Item]) -> list[Item]:
 
 def _make(
     item: Item, tests: list[Item], plain: list[Item], helpers: list[Item]
-) -> TestedFunction | None:
+) -> FunctionWithTests | None:
     """Return the task, or None when it is too long, has no body or needs what is not here."""
     brace = _opening_brace(item.text)
     if brace < 0:
@@ -90,7 +90,7 @@ def _make(
     items = [part for part in closure_of([item], plain, words) if part is not item]
     body = [_GLOB_OF_PARENT.sub("", part.text).strip() for part in beside]
     inside = "\n\n".join([*filter(None, body), *(test.text for test in tests)])
-    made = TestedFunction(
+    made = FunctionWithTests(
         name=min(item.names),
         prelude=write_out(items) + "\n\n" if items else "",
         prompt=item.text[: brace + 1],

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from nanochat_lib.data.extraction.doc_comments import comment_examples
 from nanochat_lib.data.extraction.pages import DEFAULT_EDITION, Example
 from nanochat_lib.data.extraction.slices import library_source, self_contained_slices
-from nanochat_lib.data.extraction.unit_tests import tested_functions
+from nanochat_lib.data.extraction.unit_tests import functions_with_tests
 from nanochat_lib.data.sources.packages import Package
 from nanochat_lib.records import RustSource, Task
 
@@ -97,7 +97,7 @@ def example_candidate(example: Example, row: RustSource, source_id: str) -> Cand
 
 def _tested(text: str, row: RustSource, place: str, edition: str) -> Iterator[Candidate]:
     """Yield the functions of a file with their tests, each also as a task."""
-    for n, found in enumerate(tested_functions(text)):
+    for n, found in enumerate(functions_with_tests(text)):
         part = replace(
             row,
             source_id=f"{place}#test{n}",
