@@ -11,6 +11,7 @@ from rich.table import Table
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.build.build import build_corpus
+from nanochat_lib.report.content.corpus import write_corpus_page
 
 _LINE_EVERY_S = 5.0  # of progress where there is no terminal
 
@@ -35,6 +36,7 @@ def build(config: RunConfig, folder: Path, console: Console) -> None:
         if counts:
             named = ", ".join(f"{name} {n:,}" for name, n in counts.items())
             console.print(f"{title}: {named}", highlight=False)
+    console.print(f"report  {write_corpus_page(folder)}", soft_wrap=True)
     console.print(f"card    {folder / 'DATASET_CARD.md'}", soft_wrap=True)
     console.print(f"rows    {folder / 'verified.parquet'}", soft_wrap=True)
 

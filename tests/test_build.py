@@ -18,7 +18,9 @@ import polars as pl
 import pytest
 from test_archives import deb_bytes, tar_bytes
 from test_corpus import SOLUTION
+from typer.testing import CliRunner
 
+from nanochat_lib.cli import app
 from nanochat_lib.config import PROJECT_ROOT, load_profile
 from nanochat_lib.data.build import build, plan, prepare
 from nanochat_lib.data.build.bench import measure
@@ -380,3 +382,20 @@ def test_the_benchmark_judges_the_rows_of_the_build(folder, tmp_path):
     assert found["n_rows"] == sum(map(len, rows))
     assert found["engine_cpu_s"] > 0
     assert 0 < found["cpu_ratio"] < 1.5
+
+
+def test_the_command_writes_a_page_that_runs_nothing(folder, tmp_path):
+    settings = ["--set", 'corpus.sources=["folder"]', "--set", f"corpus.folder={folder}"]
+    done = CliRunner().invoke(app, ["corpus", "--out", str(tmp_path), *settings])
+    assert done.exit_code == 0, done.output
+    assert "Funnel" in done.output
+    page = (tmp_path / "report.html").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rejected = pl.read_parquet(tmp_path / "rejected.parquet")
+    assert "<script" not in page
+    assert "script-src &#39;none&#39;" in page or "script-src 'none'" in page
+    assert f"{summary['rows']['verified']} verified rows" in page
+    assert page.count("<details>") == len(rejected)
+    assert all(row["source_id"] in page for row in rejected.to_dicts())
+    assert "GPL-3.0-only" in page
+    assert "E0433" in page
