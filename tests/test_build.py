@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -28,7 +29,7 @@ from nanochat_lib.data.build.build import build_corpus
 from nanochat_lib.data.build.state import State
 from nanochat_lib.data.sources.units import SourceUnavailable, Unit, file_sha256
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.records import VERIFIED_COLUMNS, Program, Task
+from nanochat_lib.records import VERIFIED_COLUMNS, Program, Task, Verdict
 from nanochat_lib.rust.programs import assemble
 from nanochat_lib.rust.verify import verify
 
@@ -332,6 +333,23 @@ def test_a_corpus_that_compiles_too_seldom_fails_clearly(folder, tmp_path, monke
     monkeypatch.setattr("nanochat_lib.data.build.finish.verify", lambda *_, **__: [])
     with pytest.raises(WorkbenchError, match=r"0 of 0 sampled rows.*min_compile_rate"):
         build_corpus(config, tmp_path)
+
+
+def test_rows_that_could_not_be_judged_are_tried_once_more(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def judge(programs, level, **options):
+        asked.append(len(programs))
+        found = verify(programs, level, **options)
+        is_first = len(asked) <= 2  # one lot for each level
+        return [replace(v, verdict=Verdict.UNJUDGED) if is_first else v for v in found]
+
+    monkeypatch.setattr(build, "verify", judge)
+    summary = build_corpus(config_for(folder), tmp_path)
+    assert len(asked) == 4
+    assert asked[:2] == asked[2:]
+    assert summary["rows"]["verified"] > 0
+    assert "UNJUDGED" not in set(pl.read_parquet(tmp_path / "rejected.parquet")["verdict"])
 
 
 def test_without_semantic_verification_nothing_is_run(folder, tmp_path):

@@ -134,9 +134,10 @@ def _read_and_judge(work: Work, folder: Path, benchmarks: Benchmarks) -> None:
         while True:
             _fill_lot(work, ahead, len(units))
             n_waiting, level = state.waiting()
-            if not n_waiting:
+            if n_waiting:
+                state.judge(_judge(work, state.next_lot(level, LOT_ROWS), level))
+            elif not state.try_again():
                 return
-            state.judge(_judge(work, state.next_lot(level, LOT_ROWS), level))
     finally:
         ahead.close()
 

@@ -200,6 +200,16 @@ class State:
                 values,
             )
 
+    def try_again(self) -> bool:
+        """Let rows that could not be judged wait again, once; return whether there are any."""
+        with self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            if self.get("tried again"):
+                return False
+            self.put("tried again", "yes")
+            again = "UPDATE rows SET verdict = '' WHERE verdict = 'UNJUDGED'"
+            return self.db.execute(again).rowcount > 0
+
     # --- looking --------------------------------------------------------------------------------
 
     def query(self, sql: str, *values: object) -> list[tuple]:
