@@ -240,6 +240,49 @@ def test_killed_and_resumed_gives_the_same_bytes(folder, tmp_path, n_kills):
     assert len(pl.read_parquet(tmp_path / "killed" / "rejected.parquet")) > 0
 
 
+MEMORY_SCRIPT = """
+import resource, sys
+from pathlib import Path
+from nanochat_lib.config import load_profile
+from nanochat_lib.data.build import build, finish, state
+state._CACHE_KIB = 2048  # full in both, so that only growth is left
+from nanochat_lib.records import Level, Verdict, Verified
+def passed(programs, level, **_):
+    return [Verified(p.program_id, Verdict.PASSED, Level(level)) for p in programs]
+build.verify = finish.verify = passed
+values = {"corpus.sources": ["folder"], "corpus.folder": sys.argv[1]}
+summary = build.build_corpus(load_profile("laptop", values), Path(sys.argv[2]))
+print(summary["rows"]["verified"], summary["peak_rss_mib"])
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Judging is left out: it has a bound of its own, and would take minutes."""
+    found = {}
+    rng = random.Random(0)
+    for n_packages in (1000, 4000):
+        top = tmp_path / str(n_packages)
+        for n in range(n_packages):
+            word = "".join(rng.choices("bcdfgklmnprst", k=12))
+            filler = "".join(f"    let _{c} = {word}_marks;\n" for c in rng.sample("abcdefgh", 6))
+            text = package(word)[f"{word}-1.0/src/lib.rs"].replace(
+                "_marks = 0;", f"_marks = 0;\n{filler}"
+            )
+            write(top, {f"{n}/lib.rs": text})
+        command = [
+            sys.executable,
+            "-c",
+            MEMORY_SCRIPT,
+            str(top),
+            str(tmp_path / f"out{n_packages}"),
+        ]
+        said = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, check=True)
+        found[n_packages] = tuple(map(int, said.stdout.split()))
+    assert found[4000][0] > 3.5 * found[1000][0]
+    assert found[4000][1] < 1.15 * found[1000][1], found
+
+
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(folder, tmp_path):
     distributed = pytest.importorskip("distributed", reason="Dask is in the cluster extra")

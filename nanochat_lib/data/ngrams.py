@@ -36,6 +36,6 @@ def run_hashes(lexemes: np.ndarray, width: int) -> np.ndarray:
     return total
 
 
-@lru_cache(maxsize=1 << 18)
+@lru_cache(maxsize=1 << 15)
 def _hash(lexeme: str) -> int:
     return int.from_bytes(hashlib.blake2b(lexeme.encode(), digest_size=8).digest(), "little")

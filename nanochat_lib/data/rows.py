@@ -200,8 +200,8 @@ def summarise(
 
 
 def _write_tables(folder: Path, judged: Sequence[Judged], chosen: Chosen, tiny: TinyRust) -> None:
-    kept = [table_row(j.candidate, j.verified, j.split) for j in chosen.kept]
-    kept += [table_row(_tiny_candidate(e), v, e.task.split) for e, v in tiny.passed]
+    kept = [_judged_row(j) for j in chosen.kept]
+    kept += [_tiny_row(e, v) for e, v in tiny.passed]
     lost = [
         table_row(j.candidate, j.verified)
         for j in judged
@@ -213,6 +213,15 @@ def _write_tables(folder: Path, judged: Sequence[Judged], chosen: Chosen, tiny: 
         write_binary(folder / f"{name}.parquet", table.write_parquet)
 
 
+def _judged_row(judged: Judged) -> dict[str, Any]:
+    return table_row(judged.candidate, judged.verified, _features(judged.row.text), judged.split)
+
+
+def _tiny_row(example: TinyExample, verified: Verified) -> dict[str, Any]:
+    split = example.task.split
+    return table_row(_tiny_candidate(example), verified, _features(example.text), split)
+
+
 def table_schema() -> dict[str, Any]:
     """Return the columns of both tables with their types."""
     schema: dict[str, Any] = dict.fromkeys(VERIFIED_COLUMNS, pl.String)
@@ -220,10 +229,11 @@ def table_schema() -> dict[str, Any]:
     return schema
 
 
-def table_row(candidate: Candidate, verified: Verified, split: str = "") -> dict[str, Any]:
+def table_row(
+    candidate: Candidate, verified: Verified, found: SyntaxFeatures, split: str = ""
+) -> dict[str, Any]:
     """Return one line of a table: the source, its judgement, its syntax."""
     source = candidate.row
-    found = _features(source.text)
     values = {
         **as_row(source),
         **as_row(found),

@@ -31,7 +31,7 @@ from nanochat_lib.data.select import Benchmarks
 from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Level, Program, Verified
-from nanochat_lib.rust.toolchain import find_toolchain
+from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
 from nanochat_lib.rust.verify import verify
 
 LOT_ROWS = 1024  # of one level, judged together; memory grows with it, not with the corpus
@@ -92,9 +92,9 @@ def build_corpus(
     return finish.write_summary(folder, summary, seconds)
 
 
-def _begin(work: Work, folder: Path, toolchain: object) -> None:
+def _begin(work: Work, folder: Path, toolchain: Toolchain) -> None:
     """Store the plan, or check that the one in the folder is of the same settings."""
-    state, settings = work.state, _settings(work.config, str(toolchain.version))
+    state, settings = work.state, _settings(work.config, toolchain.version)
     before = state.get("settings")
     if before and before != settings:
         raise WorkbenchError(

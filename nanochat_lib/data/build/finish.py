@@ -28,9 +28,10 @@ from nanochat_lib.data.sources.units import file_sha256, units_hash
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Level, Program, Verdict, as_row
 from nanochat_lib.runs import write_atomic
+from nanochat_lib.rust.syntax import features
 from nanochat_lib.rust.verify import verify
 
-_ROWS_PER_PIECE = 5_000
+_ROWS_PER_PIECE = 2_000
 _PASSED = "verdict = 'PASSED'"
 _REJECTED = "verdict NOT IN ('PASSED', '')"
 # What a row can end at before it is judged, in the order of the work.
@@ -49,10 +50,10 @@ def write(config: RunConfig, state: State, folder: Path, rustc: str) -> dict[str
     _require_some(state)
     held = _held_out(config, state)
     kept = (
-        table_row(candidate, verified, "validation" if candidate.row.group in held else "train")
-        for _, candidate, verified in state.judged(_PASSED)
+        table_row(c, v, features(c.row.text), "validation" if c.row.group in held else "train")
+        for _, c, v in state.judged(_PASSED)
     )
-    lost = (table_row(c, v) for _, c, v in state.judged(_REJECTED))
+    lost = (table_row(c, v, features(c.row.text)) for _, c, v in state.judged(_REJECTED))
     n_kept = _write_table(kept, folder / "verified.parquet")
     n_lost = _write_table(lost, folder / "rejected.parquet")
     n_tasks = _write_tasks(state, folder / "tasks.jsonl")

@@ -62,12 +62,12 @@ def debian_units(folder: Path, *, suite: str, most: int, tell: Tell) -> list[Uni
     """
     root = _make_root(folder, suite)
     tell("reading Debian's index")
-    _apt(root, "apt-get", "update", "-q")
+    update = _apt(root, "apt-get", "update", "-q")
     packages = sorted(_index(root), key=lambda p: (-p.n_users, p.name))
     if not packages:
         raise SourceUnavailable(
             "Debian's index could not be read, or lists no Rust packages: is this machine online? "
-            "apt says: " + _last_words(_apt(root, "apt-get", "update", "-q"))
+            "apt says: " + _last_words(update)
         )
     chosen = packages[:most] if most else packages
     files = folder / "debs"
