@@ -202,12 +202,8 @@ def summarise(
 def _write_tables(folder: Path, judged: Sequence[Judged], chosen: Chosen, tiny: TinyRust) -> None:
     kept = [_judged_row(j) for j in chosen.kept]
     kept += [_tiny_row(e, v) for e, v in tiny.passed]
-    lost = [
-        table_row(j.candidate, j.verified)
-        for j in judged
-        if j.verified.verdict is not Verdict.PASSED
-    ]
-    lost += [table_row(_tiny_candidate(e), v, e.task.split) for e, v in tiny.rejected]
+    lost = [_judged_row(j) for j in judged if j.verified.verdict is not Verdict.PASSED]
+    lost += [_tiny_row(e, v) for e, v in tiny.rejected]
     for name, found in (("verified", kept), ("rejected", lost)):
         table = pl.DataFrame(found, schema=table_schema())
         write_binary(folder / f"{name}.parquet", table.write_parquet)
