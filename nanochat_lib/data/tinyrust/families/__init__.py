@@ -1,0 +1,1 @@
+"""The families of TinyRust, one module for each level, and more by theme."""
