@@ -175,6 +175,8 @@ def words(rng: Random) -> Sketch:
              lambda w: w.startswith(letter), letter),
         )
     )  # fmt: skip
+    # What the prompt does not show must not decide its tests.
+    c, letter = (parameter, "a") if isinstance(parameter, int) else (3, letter)
     draw = text_inputs((letter,))
     return Sketch(
         name=f"{name}_words_{key}",

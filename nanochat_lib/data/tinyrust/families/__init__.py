@@ -1,1 +1,0 @@
-"""The families of TinyRust, one module for each level, and more by theme."""
