@@ -183,6 +183,7 @@ def part_reduce(rng: Random) -> Sketch:
     kind, test, end = rng.choice(INTEGERS), grammar.predicate(rng), grammar.reduction(rng)
     key, phrase, method, cut = rng.choice(_PARTS)
     k = rng.randint(2, 5)
+    matching = [x for x in range(-60, 60) if test.holds(x)][: 2 * k + 2]
     draw = grammar.slice_inputs(test.constants)
     return Sketch(
         name=f"{key}_{test.key}_{end.key}",
@@ -193,7 +194,10 @@ def part_reduce(rng: Random) -> Sketch:
             f"values.iter().copied().{method.format(k=k)}"
             f".filter(|&x| {test.rust('x')}).{end.method}",
         ),
-        inputs=lambda rng: [*draw(rng), *draw(rng)[1:]],
+        inputs=lambda rng: [
+            *draw(rng),
+            *((row,) for row in (matching, matching[::-1], draw(rng)[-1][0])),
+        ],
         reference=lambda values: end.apply([x for x in cut(values, k) if test.holds(x)]),
         composition=(key, test.key, end.key),
         parameters=(kind, k, *test.constants),

@@ -352,8 +352,14 @@ def find_part(rng: Random) -> Sketch:
         ),
         test_types=("&str", "Option<&str>"),
         inputs=lambda rng: [
-            (sign.join("abc"[i % 3] * rng.randint(1, n + 3) for i in range(size)),)
-            for size in (1, 2, 3, 5, 6)
+            (sign.join("abc"[i % 3] * x for i, x in enumerate(sizes)),)
+            for sizes in (
+                [n],
+                [n + 1],
+                [n, n + 1, n + 2],
+                [n + 2, n + 1, n],
+                *([rng.randint(1, n + 3) for _ in range(size)] for size in (3, 5)),
+            )
         ],
         reference=lambda text: next(
             (Some(part) for part in text.split(sign)[::order] if len(part) > n), None

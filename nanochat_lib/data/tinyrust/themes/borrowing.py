@@ -234,11 +234,12 @@ def borrowing_struct(rng: Random) -> Sketch:
         f"impl<'a> {holder}<'a> {{\n    fn part(&self) -> &'a str {{\n"
         f"        {code.format(a=a, n=n)}\n    }}\n}}"
     )
-    least = rng.randint(1, 9)
+    least, other = rng.randint(1, 9), rng.choice(("short", "none", "empty", "?"))
 
     def draw(rng: Random) -> list[tuple]:
         texts = ["", a, f"{a}bc{a}", f"left{a}right", f"one{a}two{a}{'q' * least}", "q" * (n + 1)]
         texts += ["".join(rng.choices(f"xyz{a}", k=least + d)) for d in (0, 1, 4)]
+        texts += ["q" * least, "q" * (least + 1)]
         return [(Rust(f'&{holder} {{ text: "{text}" }}', text),) for text in texts]
 
     return Sketch(
@@ -246,19 +247,19 @@ def borrowing_struct(rng: Random) -> Sketch:
         items=items,
         generics="<'a>",
         doc=f"Takes `part` of the {variable}, which is {phrase.format(a=a, n=n)},\n"
-        f"and returns it if it is longer than {least} bytes, otherwise the whole text.",
+        f'and returns it if it is longer than {least} bytes, otherwise "{other}".',
         arguments=((variable, f"&{holder}<'a>"),),
         result="&'a str",
         bodies=(
             f"let part = {variable}.part();\nif part.len() > {least} {{\n    part\n}} else {{\n"
-            f"    {variable}.text\n}}",
+            f'    "{other}"\n}}',
             f"match {variable}.part() {{\n    part if part.len() > {least} => part,\n"
-            f"    _ => {variable}.text,\n}}",
+            f'    _ => "{other}",\n}}',
         ),
         inputs=draw,
-        reference=lambda text: p if len(p := part(text, a, n)) > least else text,
+        reference=lambda text: p if len(p := part(text, a, n)) > least else other,
         composition=(holder, key),
-        parameters=(a, n, least),
+        parameters=(a, n, least, other),
     )
 
 

@@ -7,12 +7,13 @@ from random import Random
 from nanochat_lib.data.tinyrust import grammar
 from nanochat_lib.data.tinyrust.family import INTEGERS, Family, Rust, Sketch, Some, literal
 
+# Nine values of a type, in rising order.
 _POOLS: tuple[tuple[str, list], ...] = (
-    ("i32", [4, -7, 12, 0, 4]),
-    ("i64", [90, 3, 3, -5, 1]),
-    ("char", ["d", "a", "z", "k", "a"]),
-    ("&str", ["pear", "fig", "apple", "kiwi", "fig"]),
-    ("f64", [2.5, -1.25, 7.0, 0.5, 2.5]),
+    ("i32", [-7, -2, 0, 3, 4, 12, 19, 25, 31]),
+    ("i64", [-90, -5, 1, 2, 8, 9, 40, 77, 100]),
+    ("char", ["A", "Z", "a", "d", "k", "m", "q", "x", "z"]),
+    ("&str", ["apple", "banana", "cherry", "fig", "kiwi", "lime", "pear", "plum", "quince"]),
+    ("f64", [-4.5, -1.25, 0.0, 0.5, 2.5, 3.0, 7.0, 8.75, 10.5]),
 )
 _SELECTIONS = (
     ("largest", "the largest value", ">", lambda v: max(v)),
@@ -55,7 +56,8 @@ def generic_pick(rng: Random) -> Sketch:
         ),
         test_types=(f"&[{kind}]", kind, kind),
         inputs=lambda rng: [
-            (rng.sample(pool, len(pool))[:n], pool[1]) for n in (0, 1, 2, 3, 4, 5, 5, 5)
+            *((rng.sample(pool, n), pool[1]) for n in (0, 1, 5)),
+            *((pool[:n][::way], pool[1]) for n in (k, k + 1, k + 2) for way in (1, -1)),
         ],
         reference=lambda values, fallback: pick(c) if (c := python_cut(values)) else fallback,
         composition=(key, which.replace(str(k), "k"), where and "where"),
@@ -94,7 +96,8 @@ def generic_struct(rng: Random) -> Sketch:
                 f"{name} {{ {left}: {literal(a, kind)}, {right}: {literal(b, kind)} }}"
                 for a, b in pairs
             ]
-            rows.append((Rust("&[" + ", ".join(made) + "]", pairs), rng.choice(pool)))
+            limit = pool[0] if c <= n <= c + 1 else rng.choice(pool)  # the lowest: all count
+            rows.append((Rust("&[" + ", ".join(made) + "]", pairs), limit))
         return rows
 
     return Sketch(

@@ -216,10 +216,12 @@ def sort_records(rng: Random) -> Sketch:
         kept = sorted((r for r in rows if test.holds(r[1])), key=lambda r: r[1], reverse=not rising)
         return [r[0] for r in kept][:k]
 
+    near = [c + d for c in test.constants for d in (-1, 0, 1)] or [1, 2, 3]
+
     def draw(rng: Random) -> list[tuple]:
         found = []
-        for n in (0, 1, 2, 4, 5, 6, 7):
-            numbers = rng.sample(range(40), n)
+        for n in (0, 1, len(near), len(near), 2, 5, 7):
+            numbers = rng.sample(near if n == len(near) else range(40), n)
             rows = list(zip(rng.sample(_NAMES, n), numbers, strict=True))
             made = [f'{name} {{ {text}: "{t}".to_string(), {number}: {x} }}' for t, x in rows]
             found.append((Rust("&[" + ", ".join(made) + "]", rows),))
