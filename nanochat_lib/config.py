@@ -265,7 +265,10 @@ class HardwareConfig(StageConfig):
     cuda_math_mode: Literal["default", "fast"] = Field(
         "default", description="fast allows TF32 and reduced-precision accumulation"
     )
-    prefetch_factor: int = Field(2, ge=1, description="batches prepared ahead per worker")
+    loader_workers: int = Field(
+        0, ge=0, description="processes that prepare training batches; 0: the trainer itself"
+    )
+    prefetch_factor: int = Field(2, ge=1, description="batches prepared ahead per loader worker")
     pin_memory: bool = Field(False, description="page-locked host batches (GPU only)")
 
 
