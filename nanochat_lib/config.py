@@ -80,6 +80,9 @@ class DataConfig(StageConfig):
     easy_share: float = Field(0.3, ge=0, le=1, description="wanted share of easy examples")
     medium_share: float = Field(0.5, ge=0, le=1, description="wanted share of medium examples")
     hard_share: float = Field(0.2, ge=0, le=1, description="wanted share of hard examples")
+    augment_per_example: int = Field(
+        1, ge=0, description="rewritten variants tried of each training example of real Rust"
+    )
 
     @model_validator(mode="after")
     def _mix_sums_to_one(self) -> Self:

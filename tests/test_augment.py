@@ -7,13 +7,17 @@ from random import Random
 
 import pytest
 
+from nanochat_lib.config import DataConfig, RunConfig
 from nanochat_lib.data.augment import control, naming, variants
 from nanochat_lib.data.augment.edits import Edit, apply_edits
 from nanochat_lib.data.augment.embedding import changed_program
+from nanochat_lib.data.augment.stage import more_rows
 from nanochat_lib.data.augment.variants import REWRITES, Augmented, Parent, augment, rewritten
+from nanochat_lib.data.rows import Judged
+from nanochat_lib.data.sources import Candidate
 from nanochat_lib.data.tinyrust.confirm import confirm, program_of
 from nanochat_lib.data.tinyrust.generate import generate
-from nanochat_lib.records import Level, Program, Verdict, Verified
+from nanochat_lib.records import Level, Program, RustSource, Verdict, Verified
 from nanochat_lib.rust.syntax import tokens
 from nanochat_lib.rust.verify import verify
 
@@ -287,3 +291,29 @@ def test_repeats_are_dropped(parents, monkeypatch) -> None:
     rows = {row["rewrite"]: row for row in found.table()}
     assert rows["widen"]["n_duplicate"] == 2
     assert (rows["name"]["n_duplicate"], rows["name"]["n_accepted"]) == (1, 1)
+
+
+def judged_row(number: int, split: str, parent: Parent) -> Judged:
+    row = RustSource(
+        f"folder/p{number}/a.rs#0", parent.text, "function", "folder", f"p{number}", "a.rs", "MIT",
+        f"group {number}",
+    )  # fmt: skip
+    return Judged(Candidate(row, parent.program), parent.verified, split)
+
+
+def test_variants_stay_with_their_parents_and_out_of_the_held_out_text(parents) -> None:
+    splits = ["train", "validation"]
+    kept = [judged_row(n, splits[n % 2], parent) for n, parent in enumerate(parents[:20])]
+    config = RunConfig(data=DataConfig(augment_per_example=2), seed=4)
+    found = more_rows(kept, config, None)
+    assert len(found.added) == sum(row["n_accepted"] for row in found.table) > 8
+    by_id = {judged.row.source_id: judged for judged in kept}
+    for added in found.added:
+        before = by_id[added.row.source_id.rpartition("~")[0]]
+        assert before.split == added.split == "train"
+        assert added.row.text != before.row.text
+        assert added.row.text in added.candidate.program
+        same = ("kind", "source", "package", "path", "licence", "group", "runnable")
+        assert all(getattr(added.row, name) == getattr(before.row, name) for name in same)
+    none = more_rows(kept, RunConfig(data=DataConfig(augment_per_example=0)), None)
+    assert not none.added

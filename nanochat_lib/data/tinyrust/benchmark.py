@@ -16,7 +16,7 @@ from nanochat_lib.data.tinyrust.generate import FAMILIES, SPLITS, generate
 from nanochat_lib.records import Task, as_row
 
 VERSION = 1
-SHA256 = "f1674062308c5c22ff4537c17e92947af196ff8112e4958901f0d61d116c71d3"
+SHA256 = "684f425670db7271e36ae1f78dc02634a0146cfb09f771822e119a5327d8503e"
 TASKS_PER_PART = 40
 HELD_SPLITS = tuple(split for split in SPLITS if split != "train")
 LEVELS = tuple(sorted({family.level for family in FAMILIES}))
