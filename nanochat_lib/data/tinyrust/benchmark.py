@@ -16,7 +16,7 @@ from nanochat_lib.data.tinyrust.generate import FAMILIES, SPLITS, generate
 from nanochat_lib.records import Task, as_row
 
 VERSION = 1
-SHA256 = "684f425670db7271e36ae1f78dc02634a0146cfb09f771822e119a5327d8503e"
+SHA256 = "f2badfae5633278dd9ce04f7981669dc87f5f096ebc4d51bb78fa3190081db31"
 TASKS_PER_PART = 40
 HELD_SPLITS = tuple(split for split in SPLITS if split != "train")
 LEVELS = tuple(sorted({family.level for family in FAMILIES}))

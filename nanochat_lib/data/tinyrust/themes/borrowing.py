@@ -264,8 +264,8 @@ def borrowing_struct(rng: Random) -> Sketch:
 
 
 FAMILIES = (
-    Family("push_when", 2, push_when),
-    Family("move_through", 2, move_through),
+    Family("push_when", 3, push_when),
+    Family("move_through", 3, move_through),
     Family("replace_slot", 3, replace_slot),
     Family("borrow_part", 3, borrow_part),
     Family("edit_in_place", 4, edit_in_place),

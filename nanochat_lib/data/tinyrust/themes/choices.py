@@ -320,9 +320,9 @@ def take_until(rng: Random) -> Sketch:
 
 FAMILIES = (
     Family("tuple_pair", 1, tuple_pair),
-    Family("bits", 2, bits),
+    Family("bits", 3, bits),
     Family("match_ranges", 1, match_ranges, held=True),
-    Family("overflow", 2, overflow),
+    Family("overflow", 3, overflow),
     Family("array_fold", 2, array_fold),
     Family("option_pair", 3, option_pair),
     Family("take_until", 3, take_until),

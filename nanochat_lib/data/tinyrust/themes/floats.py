@@ -239,8 +239,8 @@ def mean(rng: Random) -> Sketch:
 
 FAMILIES = (
     Family("float_op", 1, float_op),
-    Family("float_branch", 2, float_branch),
-    Family("int_to_float", 2, int_to_float, held=True),
+    Family("float_branch", 3, float_branch),
+    Family("int_to_float", 3, int_to_float, held=True),
     Family("round_to_int", 3, round_to_int),
     Family("float_reduce", 3, float_reduce),
     Family("mean", 4, mean),

@@ -305,7 +305,7 @@ def key_values(rng: Random) -> Sketch:
 
 
 FAMILIES = (
-    Family("number_text", 2, number_text),
+    Family("number_text", 3, number_text),
     Family("shift_letters", 3, shift_letters),
     Family("best_window", 3, best_window, held=True),
     Family("count_map", 4, count_map),
