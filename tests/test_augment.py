@@ -14,7 +14,7 @@ from nanochat_lib.data.augment.embedding import changed_program
 from nanochat_lib.data.augment.stage import more_rows
 from nanochat_lib.data.augment.variants import REWRITES, Augmented, Parent, augment, rewritten
 from nanochat_lib.data.rows import Judged
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.tinyrust.confirm import confirm, program_of
 from nanochat_lib.data.tinyrust.generate import generate
 from nanochat_lib.records import Level, Program, RustSource, Verdict, Verified
@@ -52,9 +52,11 @@ CASES = {
     ),
     "for_to_iterator": (
         "fn f(v: &[i32]) -> i32 {\n    let mut s = 0;\n    for x in v {\n        s += x;\n    }\n"
+        "    for x in v.iter().skip(9) {\n        s += x;\n    }\n"
         "    for i in 0..3 {\n        s += i;\n    }\n    s\n}",
         "fn f(v: &[i32]) -> i32 {\n    let mut s = 0;\n    v.into_iter().for_each(|x| {\n"
-        "        s += x;\n    });\n    (0..3).for_each(|i| {\n        s += i;\n    });\n    s\n}",
+        "        s += x;\n    });\n    v.iter().skip(9).for_each(|x| {\n        s += x;\n    });\n"
+        "    (0..3).for_each(|i| {\n        s += i;\n    });\n    s\n}",
         "assert_eq!(f(&[1, 2]), 6);",
     ),
     "iterator_to_for": (

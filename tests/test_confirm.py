@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from random import Random
 import pytest
 
 from nanochat_lib.config import VerifyConfig
+from nanochat_lib.data.tinyrust import bench
 from nanochat_lib.data.tinyrust import confirm as confirming
 from nanochat_lib.data.tinyrust.confirm import confirm, confirm_batch, program_of
 from nanochat_lib.data.tinyrust.generate import FAMILIES, TinyExample, generate, write_out
@@ -138,3 +140,18 @@ def test_every_family_may_share_a_crate() -> None:
                 assert not reasons, (family.name, reasons)
                 assert policy.is_balanced
                 assert policy.n_tests == 1
+
+
+def test_the_benchmark_judges_the_same_examples_on_both_sides(
+    monkeypatch, tmp_path: Path, capsys
+) -> None:
+    monkeypatch.setattr(bench, "SLICE", 6)
+    assert bench.main(["--n", "12", "--json", str(tmp_path / "bench.json")]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    rows = {row["side"]: row for row in found["rows"]}
+    assert {side: row["n_passed"] for side, row in rows.items()} == {
+        "confirm": 12, "engine": 12, "generate only": 0,
+    }  # fmt: skip
+    assert all(row["n_examples"] == 12 and row["n_slices"] == 2 for row in rows.values())
+    assert rows["confirm"]["cpu_ms"] > rows["generate only"]["cpu_ms"] > 0
+    assert found["machine"]["cpu"] in capsys.readouterr().out

@@ -13,6 +13,7 @@ from run_factory import METRIC_SCHEMA, metric_rows
 
 from nanochat_lib.records import Metric
 from nanochat_lib.report import bars, figures, speed, theme
+from nanochat_lib.report.content import texts
 from nanochat_lib.report.run_data import MAX_POINTS, downsample
 
 # Severe colour blindness in linear RGB: Machado, Oliveira and Fernandes 2009, table 1, severity 1.
@@ -153,6 +154,8 @@ def test_nothing_recorded_gives_a_reason() -> None:
         bars.compile_rate_by_source({}),
         bars.difficulty_mix({}),
         bars.error_codes([]),
+        texts.accepted_rewrites([]),
+        texts.vocabularies([]),
         bars.evaluation_bars(pl.DataFrame(), "pass@1"),
         bars.policy_bars({}, {}),
         bars.loss_by_position([]),
@@ -165,6 +168,25 @@ def test_nothing_recorded_gives_a_reason() -> None:
         assert figure.layout.meta["missing"]
         assert figure.layout.title.text
         assert not figure.data
+
+
+def test_rewrites_and_vocabularies_are_drawn_with_their_counts() -> None:
+    rows = [
+        {"rewrite": "rename_locals", "n_judged": 40, "n_accepted": 39},
+        {"rewrite": "loop_to_while", "n_judged": 0, "n_accepted": 0},
+    ]
+    figure = texts.accepted_rewrites(rows)
+    assert [bar.x[0] for bar in figure.data] == [0.975]
+    assert "97.5% (39 of 40)" in figure.layout.annotations[0].text
+    sizes = [
+        {"name": "ours", "vocab_size": 512, "n_bytes": 90, "n_tokens": 40, "bytes_per_token": 2.25},
+        {"name": "GPT-2: absent", "vocab_size": 0, "n_bytes": 0, "n_tokens": 0,
+         "bytes_per_token": 0.0},
+    ]  # fmt: skip
+    (bar,) = texts.vocabularies(sizes).data
+    assert bar.x[0] == 2.25
+    *_, block = texts.text_blocks({"vocabularies": sizes}, "source")
+    assert "GPT-2: absent." in block.reading
 
 
 def test_downsampling_keeps_a_spike_of_one_step() -> None:

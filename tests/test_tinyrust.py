@@ -56,6 +56,39 @@ def test_there_are_enough_families() -> None:
         assert any(f.held for f in FAMILIES if f.level == level), f"no held-out family at {level}"
 
 
+# What the families must show, each in several of them: a mark of it in the text.
+FEATURES = {
+    "integers": r"\bi(32|64)\b", "small integers": r"\b(u8|i8|u16|u32|u64)\b", "floats": r"\bf64\b",
+    "bool": r"-> bool", "strings": r"&str", "owned strings": r"[>:] String",
+    "slices": r"&\[",
+    "arrays": r"\[i(32|64); \w\]", "vectors": r"Vec<", "options": r"Option<", "results": r"Result<",
+    "tuples": r"\(i(32|64), |\(usize, ", "structs": r"\bstruct ", "enums": r"\benum ",
+    "match": r"\bmatch ", "closures": r"\|x\|", "iterators": r"\.(map|filter|fold)\(",
+    "own iterators": r"impl Iterator", "generics": r"<T: |<F: |<T>", "const generics": r"<const N",
+    "lifetimes": r"<'a>", "mutable borrows": r"&mut ", "moves": r"\(mut ",
+    "traits": r"\bimpl \w+ for", "trait objects": r"dyn ", "operators": r"impl (Add|Sub) for",
+    "loops": r"\bwhile |\bfor ",
+    "early returns": r"\?;|return ", "boxes": r"Box<", "maps": r"BTreeMap",
+}  # fmt: skip
+
+
+def test_the_families_show_the_language() -> None:
+    seen: dict[str, set[str]] = {feature: set() for feature in FEATURES}
+    recursive = set()
+    for example in every_family_and_idiom(4, seed=2):
+        task = example.task
+        for feature, mark in FEATURES.items():
+            if re.search(mark, example.text):
+                seen[feature].add(task.family)
+        name = re.findall(r"\bfn (\w+)", task.prompt)[-1]
+        if re.search(rf"\b{name}\(", task.canonical_solution):
+            recursive.add(task.family)
+    rare = {"arrays", "const generics", "own iterators", "operators", "maps", "trait objects"}
+    for feature, families in seen.items():
+        assert len(families) >= (1 if feature in rare else 3), (feature, families)
+    assert len(recursive) >= 5
+
+
 def test_equal_seeds_give_equal_examples() -> None:
     first, second = (list(generate((1, 3), 300, seed=5)) for _ in range(2))
     assert first == second

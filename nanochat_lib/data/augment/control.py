@@ -29,6 +29,12 @@ from nanochat_lib.data.augment.edits import (
 
 # The pattern of an `else`, by the beginning of the other one.
 _OPPOSITES = {"Some(": ("_", "None"), "Ok(": ("_", "Err(_)"), "Err(": ("_", "Ok(_)")}
+# Methods whose result needs no `.into_iter()`.
+_GIVES_AN_ITERATOR = frozenset(
+    ("iter", "iter_mut", "into_iter", "chars", "bytes", "lines", "split", "split_whitespace", "rev",
+     "enumerate", "zip", "skip", "take", "step_by", "windows", "chunks", "map", "filter", "drain",
+     "char_indices", "keys", "values")
+)  # fmt: skip
 
 
 def if_let_to_match(source: str) -> Iterator[Edit]:
@@ -154,6 +160,9 @@ def _iterated(value: Node) -> str:
         return f"{callable_text(only)}.{method}()"
     if value.type == "range_expression":
         return f"({text})"
+    method = field(value, "function") if value.type == "call_expression" else None
+    if method is not None and text_of(field(method, "field")) in _GIVES_AN_ITERATOR:
+        return text
     return f"{callable_text(value)}.into_iter()"
 
 

@@ -27,6 +27,8 @@ _LITERAL_TYPES = {
 }  # fmt: skip
 _SUFFIX = re.compile(r"(?<=\d)_?([iu](?:8|16|32|64|128|size)|f(?:32|64))$")
 _STRING_MAKERS = re.compile(r"^(?:String::(?:new|from)\(|format!\()|\.to_string\(\)$")
+# What only a type written beside it can decide.
+_ASKS_FOR_A_TYPE = re.compile(r"\.(?:collect|parse|into|try_into|sum|product)\(|\bdefault\(\)")
 _RETURNS = re.compile(r"^Err\((?:From::from\()?(?P<name>\w+)(?:\.into\(\))?\)?\)$")
 
 
@@ -58,8 +60,9 @@ def inferred_types(source: str) -> Iterator[Edit]:
     """`let x: T = e;` becomes `let x = e;`."""
     for node in nodes(source, "let_declaration"):
         name, kind, value = (field(node, part) for part in ("pattern", "type", "value"))
-        if name is not None and kind is not None and value is not None:
-            yield Edit(name.end_byte, kind.end_byte, "")
+        if name is None or kind is None or value is None or _ASKS_FOR_A_TYPE.search(text_of(value)):
+            continue
+        yield Edit(name.end_byte, kind.end_byte, "")
 
 
 def question_to_match(source: str) -> Iterator[Edit]:

@@ -129,7 +129,8 @@ def _in_batches(
     """Yield batches in order with their verdicts; the next ones are built meanwhile."""
     waiting = iter(examples)
     in_flight: deque[tuple[list[TinyExample], _Verdicts, Future]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         while batch := list(islice(waiting, BATCH_SIZE)):
             known = [memory.get(example) for example in batch]
             new = [example for example, one in zip(batch, known, strict=True) if one is None]
@@ -138,6 +139,8 @@ def _in_batches(
                 yield _finished(*in_flight.popleft(), memory)
         while in_flight:
             yield _finished(*in_flight.popleft(), memory)
+    finally:  # somebody may stop listening: what has not begun is not begun any more
+        pool.shutdown(cancel_futures=True)
 
 
 def _finished(

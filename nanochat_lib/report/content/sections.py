@@ -26,6 +26,7 @@ from nanochat_lib.report.content.blocks import (
 from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, gate_facts
 from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
+from nanochat_lib.report.content.texts import text_blocks
 from nanochat_lib.report.run_data import RunData, series
 
 
@@ -74,7 +75,8 @@ def _data_section(run: RunData) -> Section:
         [
             make_block(anchor, figure, reading=text, table=frame_of(rows), source=source)
             for anchor, figure, text, rows in specs
-        ],
+        ]
+        + text_blocks(summary, source),
         _data_facts(run, summary),
     )
 
