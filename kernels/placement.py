@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.team import Team
+from kernels.team import Team, share
 
 _NODES = Path("/sys/devices/system/node")
 
@@ -46,6 +46,5 @@ def bind_to(cpus: frozenset[int]) -> None:
 
 def copy_share(source: np.ndarray, target: np.ndarray, team: Team) -> None:
     """Copy the row groups that this thread will read, (L, N/16, ...), so that they lie near it."""
-    n = source.shape[1]
-    first, last = n * team.rank // team.size, n * (team.rank + 1) // team.size
+    first, last = share(team, source.shape[1])
     target[:, first:last] = source[:, first:last]

@@ -9,6 +9,7 @@ evaluation and the tour.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 import kernels
 from kernels.compile import LEVELS
+from kernels.placement import bind_to, copy_share, node_of, numa_nodes
 from kernels.team import Team, new_team
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
@@ -73,6 +75,8 @@ class Engine:
         self._states = states
         self._team: list[State] | None = None  # made when there are fewer prompts than threads
         self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="engine")
+        if options.nodes:
+            self._weights = self._near_their_threads(weights)
 
     @classmethod
     def from_model(
@@ -84,6 +88,7 @@ class Engine:
         threads: int | None = None,
         packing: str = "2bit",
         draft: Draft | None = None,
+        numa: bool = False,
     ) -> Engine:
         """Pack `model` and allocate caches.
 
@@ -94,6 +99,7 @@ class Engine:
             packing: "2bit", or "base3", a fifth smaller: faster only where weights come from
                 memory at every token, slower where they stay in a cache.
             draft: draft with fewer loops and verify with all; by default off.
+            numa: bind threads to NUMA nodes, and each thread's share of the weights to its node.
 
         Raises:
             WorkbenchError: a parameter is not finite, or a limit makes no sense for the model.
@@ -102,7 +108,7 @@ class Engine:
         length = max_seq_len or config.max_seq_len
         threads = threads or usable_cores()
         _check_limits(config, max_batch, length, threads)
-        options = _Options(length, threads, packing, draft or Draft(0, 0))
+        options = _Options(length, threads, packing, draft or Draft(0, 0), _nodes(numa))
         if draft and not (1 <= draft.loops < config.n_loops and draft.tokens >= 1):
             raise WorkbenchError(
                 f"Drafting takes 1 to {config.n_loops - 1} of this model's {config.n_loops} loops "
@@ -233,6 +239,7 @@ class Engine:
             members, firsts = new_team(1) * threads, [iter(range(0, n, group))] * threads
 
         def work(state: State, team: Team, groups: Iterator[int]) -> None:
+            self._bind(team)
             for first in groups:
                 part, level = (first, min(first + group, n)), LEVELS[self.backend]
                 generate(level, team, self._shape, self._weights, state, job, part)
@@ -246,6 +253,26 @@ class Engine:
             job.interrupt[0] = True  # after an interrupt, workers stop at their next token
             for worker in running:
                 worker.exception()
+
+    def _bind(self, team: Team) -> None:
+        if self._options.nodes:
+            bind_to(node_of(team.rank, team.size, self._options.nodes))
+
+    def _near_their_threads(self, weights: Weights) -> Weights:
+        """Return the weights, every product's rows on the node of the thread that reads them."""
+        names = ("qkv", "o", "gate_up", "down")
+        matrices = {name: getattr(weights, name) for name in names}
+        new = {name: np.empty_like(matrix.packed) for name, matrix in matrices.items()}
+
+        def copy(team: Team) -> None:
+            self._bind(team)
+            for name in names:
+                copy_share(matrices[name].packed, new[name], team)
+
+        for job in [self._pool.submit(copy, team) for team in new_team(self._options.threads)]:
+            job.result()
+        placed = {name: matrix._replace(packed=new[name]) for name, matrix in matrices.items()}
+        return weights._replace(**placed)
 
     def _team_states(self) -> list[State]:
         if self._team is None:
@@ -290,6 +317,18 @@ class _Options:
     threads: int
     packing: str
     draft: Draft
+    nodes: tuple[frozenset[int], ...]  # to bind threads to; empty: do not
+
+
+def _nodes(wanted: bool) -> tuple[frozenset[int], ...]:
+    """Return the nodes to place weights on: none unless wanted, and there are several."""
+    nodes = numa_nodes() if wanted else []
+    if wanted and len(nodes) < 2:
+        logging.getLogger(__name__).warning(
+            "NUMA placement was asked for, but this machine shows %d node: nothing to place.",
+            len(nodes),
+        )
+    return tuple(nodes) if len(nodes) > 1 else ()
 
 
 def _check_limits(config: ModelConfig, max_batch: int, length: int, threads: int) -> None:
