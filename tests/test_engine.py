@@ -297,7 +297,7 @@ def test_drafted_text_has_the_distribution_of_full_depth(settings):
 
 
 def test_prompts_longer_than_a_pass_are_read_in_pieces(model):
-    """70 prompt tokens, 32 rows to a pass: the same text as reading them by torch at once."""
+    """70 prompt tokens, 64 rows to a pass: the same text as reading them by torch at once."""
     prompt = np.random.default_rng(3).integers(0, 300, 70).tolist()
     found = Engine.from_model(model, max_batch=2, threads=1).generate(
         [prompt, prompt[:50]], max_new_tokens=10, temperature=0
