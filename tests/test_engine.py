@@ -8,6 +8,7 @@ import torch
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model import engine as engine_module
 from nanochat_lib.model.decoding.sampling import distribution, draw, exp32, uniform
 from nanochat_lib.model.engine import Draft, Engine, Generation
 from nanochat_lib.model.looplm import LoopLM
@@ -229,6 +230,19 @@ def test_a_team_of_threads_writes_the_text_of_one(changes):
             alone = {"seed": [5]} if "seed" in settings else {}
             settings = settings | alone
             assert team.generate(prompts[:1], max_new_tokens=20, **settings) == wanted[:1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prompt_that_stands_several_times_is_read_once(model, engine, threads, monkeypatch):
+    """Samples of one prompt: the text of reading it every time, also across groups of slots."""
+    first, second, third = some_prompts(3, longest=60)
+    prompts = [first, second, first, first, [7], second, [7], third, first]
+    settings = {"max_new_tokens": 15, "temperature": 1.0, "seed": list(range(9))}
+    sharing = Engine.from_model(model, max_batch=4, threads=threads)
+    found = sharing.generate(prompts, **settings)
+    monkeypatch.setattr(engine_module, "_twins", lambda prompts: np.full(len(prompts), -1))
+    assert sharing.generate(prompts, **settings) == found
+    assert found[0].tokens != found[2].tokens
 
 
 def test_weights_of_1_6_bits_give_the_same_text(model):

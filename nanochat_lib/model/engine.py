@@ -177,6 +177,7 @@ class Engine:
             prompts=np.array([token for prompt in prompts for token in prompt], dtype=np.int64),
             starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
             owners=np.repeat(np.arange(len(prompts)), list(map(len, prompts))),
+            twins=_twins(prompts),
             seeds=_seeds(seed, len(prompts)),
             is_stop=np.isin(np.arange(self.config.vocab_size), list(stop_ids)),
             tokens=np.zeros((len(prompts), max_new_tokens), np.int64),
@@ -351,6 +352,17 @@ def _backend() -> str:
     except ValueError as error:
         raise WorkbenchError(f"NANOCHAT_KERNEL: {error}") from error
     return name if name in LEVELS else "generic"
+
+
+def _twins(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return for each prompt the nearest earlier one that is equal, or -1."""
+    latest: dict[tuple[int, ...], int] = {}
+    found = np.full(len(prompts), -1, np.int64)
+    for i, prompt in enumerate(prompts):
+        key = tuple(prompt)
+        found[i] = latest.get(key, -1)
+        latest[key] = i
+    return found
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.compile import jit
-from kernels.team import wait
+from kernels.team import share, wait
 from nanochat_lib.model.decoding.forward import ALL_LOOPS, forward, head
 from nanochat_lib.model.decoding.sampling import (
     distribution,
@@ -41,6 +41,7 @@ class Job(NamedTuple):
     prompts: np.ndarray  # int64, all prompts one after another
     starts: np.ndarray  # int64 (n + 1,) where each begins
     owners: np.ndarray  # int64, the sequence of every prompt token
+    twins: np.ndarray  # int64 (n,) the sequence before with the same prompt, or -1
     seeds: np.ndarray  # uint64 (n,)
     is_stop: np.ndarray  # bool (V,)
     tokens: np.ndarray  # int64 (n, max_new_tokens), out
@@ -63,9 +64,11 @@ def generate(level, team, shape, weights, state, job, sequences):
     """Generate for the sequences [first, last), which take the slots from 0 on.
 
     Passes over the prompts come first, rows of all prompts together; then one pass per token.
+    A prompt that stands several times among the sequences is read once and its cache copied.
     """
     first, last = sequences
     cursor, end = job.starts[first], job.starts[last]
+    copied = False
     while True:
         if team.rank == 0:
             state.stop[0] = job.interrupt[0]
@@ -77,6 +80,9 @@ def generate(level, team, shape, weights, state, job, sequences):
             loops = (0, shape.n_loops)
             forward(level, team, shape, weights, state, n_rows, loops, ALL_LOOPS)
             continue
+        if not copied:
+            _copy_twins(team, shape, state, job, sequences)
+            copied = True
         n_rows = _decode_rows(state, job, first, last)
         if n_rows == 0:
             return
@@ -97,13 +103,48 @@ def _prompt_rows(state, job, first, cursor, end):
     n_rows = np.int64(0)  # a plain 0 is a literal type, and numba compiles everything below twice
     while cursor < end and n_rows < len(state.token):
         sequence = job.owners[cursor]
-        if cursor + 1 < job.starts[sequence + 1]:
+        is_read = job.twins[sequence] < first  # a twin in another group's slots is of no use
+        if is_read and cursor + 1 < job.starts[sequence + 1]:
             state.token[n_rows] = job.prompts[cursor]
             state.slot[n_rows] = sequence - first
             state.position[n_rows] = cursor - job.starts[sequence]
             n_rows += 1
         cursor += 1
     return n_rows, cursor
+
+
+@jit
+def _copy_twins(team, shape, state, job, sequences):
+    """Copy what a twin's prompt left in the caches, each thread the heads it attends with."""
+    first, last = sequences
+    heads = share(team, shape.n_kv_heads)
+    for sequence in range(first, last):
+        twin = job.twins[sequence]
+        if twin >= first:
+            n_positions = job.starts[sequence + 1] - job.starts[sequence] - 1
+            slots = (sequence - first, twin - first)
+            for loop in range(shape.n_loops):
+                for layer in range(shape.n_layers):
+                    for kv_head in range(heads[0], heads[1]):
+                        _copy_head(state, slots, (loop, layer, kv_head), n_positions)
+
+
+@jit
+def _copy_head(state, slots, place, n_positions):
+    """Copy the keys and values of one head; element by element, which needs no allocator."""
+    loop, layer, kv_head = place
+    k_to = state.k_cache[slots[0], loop, layer, kv_head]
+    k_from = state.k_cache[slots[1], loop, layer, kv_head]
+    for group in range((n_positions + 15) // 16):
+        for d in range(k_to.shape[1]):
+            for lane in range(16):
+                k_to[group, d, lane] = k_from[group, d, lane]
+    v_to = state.v_cache[slots[0], loop, layer, kv_head]
+    v_from = state.v_cache[slots[1], loop, layer, kv_head]
+    for part in range(len(v_to)):
+        for position in range(n_positions):
+            for lane in range(16):
+                v_to[part, position, lane] = v_from[part, position, lane]
 
 
 @jit
