@@ -1,7 +1,7 @@
-"""pass@k without bias, and bootstrap intervals over problems.
+"""pass@k without bias.
 
-Counts of judged and passing samples per problem go in, rates go out. A sample that could not be
-judged is in neither count. Letters: P problems.
+Counts of judged and passing samples of a problem go in, a rate goes out. A sample that could not be
+judged is in neither count.
 
 Source: Chen et al., "Evaluating Large Language Models Trained on Code" (arXiv 2107.03374), eq. 1.
 """
@@ -9,8 +9,6 @@ Source: Chen et al., "Evaluating Large Language Models Trained on Code" (arXiv 2
 from __future__ import annotations
 
 import numpy as np
-
-N_RESAMPLES = 2000
 
 
 def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
@@ -34,26 +32,3 @@ def pass_at_k(n_samples: int, n_correct: int, k: int) -> float:
         return 1.0
     drawn = np.arange(k)
     return float(1.0 - np.prod((n_wrong - drawn) / (n_samples - drawn)))
-
-
-def bootstrap_interval(
-    successes: np.ndarray, totals: np.ndarray, *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Return an interval of sum(successes) / sum(totals), drawing whole problems with return.
-
-    Samples of one problem depend on each other, so problems are drawn, never single samples.
-
-    Args:
-        successes: (P,) successes per problem: a count, or pass@k with `totals` all one.
-        totals: (P,) attempts per problem, positive.
-        level: coverage asked for.
-        seed: of the resampling; equal seeds give equal intervals.
-    """
-    n_problems = len(successes)
-    if n_problems == 0:
-        return 0.0, 0.0
-    drawn = np.random.default_rng(seed).integers(n_problems, size=(N_RESAMPLES, n_problems))
-    rates = successes[drawn].sum(axis=1) / totals[drawn].sum(axis=1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(rates, [tail, 1 - tail])
-    return float(low), float(high)

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from nanochat_lib.config import MaxRLConfig, VerifyConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
+from nanochat_lib.intervals import bootstrap_interval
 from nanochat_lib.records import Episode, Level, Task, Verdict
 from nanochat_lib.rust.programs import assemble, truncate_completion
 from nanochat_lib.rust.reward import has_compiled, reward_of
@@ -200,23 +201,15 @@ def rates(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     }
 
 
-def interval_over_tasks(
-    rollouts: Iterable[Rollout], n_resamples: int = 1000
-) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the pass rate, resampling whole tasks.
-
-    Samples of one task are not independent, so the tasks are what is drawn again.
-    """
+def interval_over_tasks(rollouts: Iterable[Rollout]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the pass rate over tasks; (0, 1) without rollouts."""
     by_task: dict[str, list[int]] = defaultdict(list)
     for rollout in rollouts:
         by_task[rollout.task.task_id].append(rollout.has_passed)
     if not by_task:
         return 0.0, 1.0
     counts = np.array([(sum(passed), len(passed)) for passed in by_task.values()])
-    picks = np.random.default_rng(0).integers(len(counts), size=(n_resamples, len(counts)))
-    drawn = counts[picks].sum(axis=1)  # (n_resamples, 2)
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap_interval(counts[:, 0], counts[:, 1])
 
 
 def guards(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
