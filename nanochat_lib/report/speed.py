@@ -121,7 +121,7 @@ def token_parts(rows: Sequence[Row]) -> go.Figure:
     parts = [row for row in rows if row.get("section") == "part" and row["what"] != "token"]
     if not parts:
         return missing_figure(title, "the engine was not timed.")
-    figure = base_figure(title, "microseconds of one token", "")
+    figure = base_figure(title, "microseconds of one token", "", height=240)
     for i, row in enumerate(parts):
         figure.add_bar(
             x=[row["us"]],
@@ -131,5 +131,5 @@ def token_parts(rows: Sequence[Row]) -> go.Figure:
             marker={"color": theme.series_color(i)},
             hovertemplate="%{x:.1f} us<extra>" + plain(row["what"]) + "</extra>",
         )
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     return figure

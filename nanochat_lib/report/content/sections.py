@@ -380,23 +380,19 @@ def _evaluation_block(
 
 def _kernel_section(run: RunData) -> Section:
     rows = run.summary("kernels").get("bench", [])
-    n_repeats = max((row["n_repeats"] for row in rows), default=0)
-    source = f"{len(rows)} timings, one thread, medians of {n_repeats} interleaved; {run.machine}"
-    blocks = [
-        make_block(
-            anchor,
-            figure,
-            reading=reading,
-            table=frame_of([row for row in rows if row.get("section") == section]),
-            source=source,
-        )
-        for anchor, section, figure, reading in (
-            ("kernel-speed", "warm", speed.kernel_bars(rows), readings.read_kernels(rows)),
-            ("memory-roof", "working_set", speed.memory_roofline(rows), readings.read_roof(rows)),
-            ("exit-speed", "exit", speed.exit_speed(rows), readings.read_exits(rows)),
-            ("token-parts", "part", speed.token_parts(rows), readings.read_parts(rows)),
-        )
-    ]
+    blocks = []
+    for anchor, section, figure, reading in (
+        ("kernel-speed", "warm", speed.kernel_bars(rows), readings.read_kernels(rows)),
+        ("memory-roof", "working_set", speed.memory_roofline(rows), readings.read_roof(rows)),
+        ("exit-speed", "exit", speed.exit_speed(rows), readings.read_exits(rows)),
+        ("token-parts", "part", speed.token_parts(rows), readings.read_parts(rows)),
+    ):
+        part = [row for row in rows if row.get("section") == section]
+        n_repeats = max((row["n_repeats"] for row in part), default=0)
+        timed = f"{len(part)} timings, one thread, medians of {n_repeats} interleaved"
+        source = f"{timed}; {run.machine}"
+        table = frame_of(part)
+        blocks.append(make_block(anchor, figure, reading=reading, table=table, source=source))
     intro = (
         "Packed ternary weights times int8 activations, integers equal on every backend, and the "
         "engine that decodes with them."
