@@ -142,6 +142,27 @@ def verify(
 
 
 @app.command()
+def corpus(
+    out: Annotated[Path, typer.Option(help="folder of the corpus; the same one goes on")],
+    profile: Profile = "laptop",
+    settings: Setting = None,
+) -> None:
+    """Build a large corpus of verified Rust: sources, licences, dedup, rustc, dataset card.
+
+    Killed or stopped, the same command goes on where it was. Sources and licences are settings:
+    --set 'corpus.sources=["toolchain","debian"]'.
+    """
+    from nanochat_lib.cli_corpus import build
+
+    try:
+        build(load_profile(profile, parse_settings(settings or [])), out, console)
+    except KeyboardInterrupt:
+        hint = "interrupted; the same command goes on from here"
+        Console(stderr=True).print(f"\nnanochat: {hint}", highlight=False)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def evaluate(
     tasks: Annotated[str, typer.Option(help="'builtin' or a task file")] = "builtin",
     completions: Annotated[

@@ -64,6 +64,9 @@ class DataConfig(StageConfig):
     """Stage 1: where Rust comes from, how it is judged and mixed."""
 
     input_dir: str = Field("", description="folder of .rs files; empty: the toolchain's own docs")
+    corpus_dir: str = Field(
+        "", description="a corpus of `nanochat corpus` to take rows from instead"
+    )
     max_examples: int = Field(2000, ge=1, description="most real-Rust examples taken from sources")
     tinyrust_examples: int = Field(4000, ge=0, description="generated TinyRust examples")
     tinyrust_levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels generated")
@@ -86,10 +89,44 @@ class DataConfig(StageConfig):
 
     @model_validator(mode="after")
     def _mix_sums_to_one(self) -> Self:
+        if self.input_dir and self.corpus_dir:
+            raise ValueError("give either input_dir or corpus_dir")
         total = self.easy_share + self.medium_share + self.hard_share
         if abs(total - 1) > 1e-6:
             raise ValueError(f"easy_share + medium_share + hard_share must be 1, found {total:g}")
         return self
+
+
+class CorpusConfig(StageConfig):
+    """The large corpus that `nanochat corpus` builds: its sources and what may stay in it."""
+
+    sources: tuple[Literal["toolchain", "debian", "folder", "pypi", "hub"], ...] = Field(
+        ("toolchain", "debian"), description="where Rust comes from, in this order"
+    )
+    folder: str = Field("", description="folder of .rs files, for the source `folder`")
+    debian_suite: str = Field(
+        "", description="e.g. trixie; empty: the suite this machine's apt is set to"
+    )
+    debian_packages: int = Field(
+        0, ge=0, description="packages, most depended-upon first; 0: all of them"
+    )
+    pypi_projects: tuple[str, ...] = Field((), description="PyPI projects with Rust in them")
+    hub_datasets: tuple[str, ...] = Field(
+        (), description="hub data sets by name, with :column where it is not obvious"
+    )
+    hub_rows: int = Field(100_000, ge=0, description="rows read of each data set; 0: all")
+    licences: Literal["permissive", "any"] = Field(
+        "permissive", description="licences that may stay; unknown ones only from your own folder"
+    )
+    downloads: str = Field(
+        "", description="folder of downloads that several corpora share; empty: inside the corpus"
+    )
+    near_duplicate: float = Field(
+        0.8, gt=0, le=1, description="drop what shares this much of its shingles with a kept row"
+    )
+    benchmark_files: tuple[str, ...] = Field(
+        (), description="files that no row may share 30 tokens in a row with, besides our own tasks"
+    )
 
 
 class VerifyConfig(StageConfig):
@@ -298,6 +335,7 @@ class RunConfig(StageConfig):
     seed: int = Field(0, ge=0, description="seed of data order, initialisation and sampling")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    corpus: CorpusConfig = CorpusConfig()
     verify: VerifyConfig = VerifyConfig()
     pretrain: PretrainConfig = PretrainConfig()
     maxrl: MaxRLConfig = MaxRLConfig()

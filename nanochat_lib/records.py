@@ -49,14 +49,15 @@ class RustSource:
 
     source_id: str  # unique within a corpus: "<source>/<package>/<path>#<n>"
     text: str
-    kind: str  # "doc_example" | "function" | "file" | "tinyrust"
-    source: str  # "toolchain_docs" | "folder" | "tinyrust"
+    kind: str  # "doc_example" | "function" | "test" | "file" | "tinyrust"
+    source: str  # "toolchain_docs" | "folder" | "debian" | "pypi" | "hub" | "tinyrust"
     package: str
     path: str
     licence: str  # SPDX expression, or "unknown"
     group: str  # rows of one group never cross the train/validation border
     runnable: bool = True  # False: compile only (`no_run`)
     must_panic: bool = False  # `should_panic` of rustdoc
+    version: str = ""  # of the package; empty: not known
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,11 @@ class EvalResult:
     n_unjudged: int = 0
 
 
-# Columns of `verified.parquet`: RustSource + judgement + syntax features.
+# Columns of `verified.parquet`: RustSource + program + judgement + syntax features; `program` is
+# what was judged, `sha256` that of `text`.
 VERIFIED_COLUMNS: tuple[str, ...] = (
-    "source_id", "text", "kind", "source", "package", "path", "licence", "group", "sha256",
+    "source_id", "text", "program", "edition", "kind", "source", "package", "version", "path",
+    "licence", "group", "sha256", "level",
     "verdict", "codes", "detail", "sandbox", "cpu_ms", "n_tests", "split", "difficulty",
     "cyclomatic_complexity", "n_lines", "explicit_lifetimes", "unsafe_blocks", "max_nesting",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from nanochat_lib.data.augment.embedding import changed_program
 from nanochat_lib.data.augment.stage import more_rows
 from nanochat_lib.data.augment.variants import REWRITES, Augmented, Parent, augment, rewritten
 from nanochat_lib.data.rows import Judged
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.tinyrust.confirm import confirm, program_of
 from nanochat_lib.data.tinyrust.generate import generate
 from nanochat_lib.records import Level, Program, RustSource, Verdict, Verified

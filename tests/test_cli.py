@@ -40,6 +40,8 @@ def _nanochat(*arguments: str, **changes: str) -> subprocess.CompletedProcess[st
         (["verify", TINY, "--level", "tset"], "Did you mean 'test'?"),
         (["verify", TINY, "--json", "/absent/out.jsonl"], "/absent/out.jsonl cannot be written"),
         (["verify", TINY, "--cluster", "my cluster"], "such as tcp://10.0.0.5:8786"),
+        (["corpus", "--out", "c", "--set", "corpus.sourcs=[]"], "Did you mean 'corpus.sources'?"),
+        (["corpus", "--out", "c", "--set", 'corpus.sources=["dbian"]'], "'debian'"),
         (["evaluate", "--cluster", "nowhere"], "such as tcp://10.0.0.5:8786"),
     ],
 )

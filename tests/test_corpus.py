@@ -16,13 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_extract import rustdoc_block
 
-from nanochat_lib.config import DataConfig, ModelConfig, RunConfig
+from nanochat_lib.config import DataConfig, ModelConfig, RunConfig, load_profile
 from nanochat_lib.data import corpus, rows, select
+from nanochat_lib.data.build.build import build_corpus
 from nanochat_lib.data.corpus import Work, judge_candidates, preprocess, require_compile_rate
 from nanochat_lib.data.difficulty import difficulty_of
-from nanochat_lib.data.extract import rustdoc_examples, wrap_main
+from nanochat_lib.data.extraction.pages import rustdoc_examples, wrap_main
 from nanochat_lib.data.shards import open_shard, read_index
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.candidates import Candidate
+from nanochat_lib.data.sources.units import file_sha256
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import VERIFIED_COLUMNS, RustSource, Task, Verdict
@@ -197,7 +199,7 @@ def test_tasks_are_whole_and_their_text_is_the_verified_one(made):
 def test_a_second_run_writes_the_same_bytes(made, folder, tmp_path):
     preprocess(config_for(folder), tmp_path, cache_dir=made[1])
     names = [p.relative_to(made[0]) for p in sorted(made[0].rglob("*")) if p.is_file()]
-    assert len(names) == 11
+    assert len(names) == 12
     for name in names:
         if name.name != "summary.json":
             assert (tmp_path / name).read_bytes() == (made[0] / name).read_bytes(), name
@@ -205,6 +207,30 @@ def test_a_second_run_writes_the_same_bytes(made, folder, tmp_path):
     for timed in ("seconds", "verify_cpu_s"):
         del first[timed], second[timed]
     assert first == second
+
+
+def test_the_card_beside_the_shards_has_licences_counts_and_hashes(made):
+    card = (made[0] / "shards" / "DATASET_CARD.md").read_text()
+    assert "| unknown | " in card
+    for name, n_tokens in summary(made)["tokens"].items():
+        assert f"| {name} | {n_tokens:,} |" in card
+        assert file_sha256(made[0] / "shards" / f"{name}.bin") in card
+    assert "| folder | file | " in card
+
+
+def test_a_built_corpus_is_a_source(folder, tmp_path):
+    values = {"corpus.sources": ["folder"], "corpus.folder": str(folder)}
+    build_corpus(load_profile("laptop", values), tmp_path / "corpus")
+    config = config_for(folder, input_dir="", corpus_dir=str(tmp_path / "corpus"))
+    found = preprocess(config, tmp_path / "out")
+    assert (
+        found["compile_rate"]["before"]["n_compiled"] == found["compile_rate"]["before"]["n_judged"]
+    )
+    assert {row["source"] for row in found["compile_rate"]["by_source"]} == {"folder", "tinyrust"}
+    with pytest.raises(WorkbenchError, match="nanochat corpus --out"):
+        preprocess(config_for(folder, input_dir="", corpus_dir=str(tmp_path)), tmp_path / "other")
+    with pytest.raises(WorkbenchError, match="either input_dir or corpus_dir"):
+        load_profile("laptop", {"data.input_dir": "a", "data.corpus_dir": "b"})
 
 
 def test_the_compile_rate_is_logged_by_its_metric_name(made):

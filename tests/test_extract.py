@@ -8,15 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nanochat_lib.data.extract import (
-    library_source,
+from nanochat_lib.data.extraction.pages import (
     mdbook_examples,
     no_run_texts,
     rustdoc_examples,
-    self_contained_slices,
     source_of_page,
     wrap_main,
 )
+from nanochat_lib.data.extraction.slices import library_source, self_contained_slices
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.rust.toolchain import find_toolchain
 

@@ -10,8 +10,9 @@ import pytest
 from test_extract import installed_docs, mdbook_block, rustdoc_block
 
 from nanochat_lib.data import select
-from nanochat_lib.data.packages import PackageFinder
-from nanochat_lib.data.sources import folder_candidates, toolchain_candidates
+from nanochat_lib.data.sources.folder import folder_candidates
+from nanochat_lib.data.sources.packages import PackageFinder
+from nanochat_lib.data.sources.toolchain import toolchain_candidates
 from nanochat_lib.errors import WorkbenchError
 
 MIT = "Permission is hereby granted, free of charge, to any person obtaining a copy"

@@ -1,10 +1,11 @@
 """Stage 1: from raw Rust to verified rows, a tokenizer and token shards.
 
 Input: a `RunConfig` and the stage's folder. Output in that folder: `verified.parquet`,
-`rejected.parquet`, `tasks.jsonl`, `tokenizer.json`, `shards/`, `validation_real.txt` and
-`summary.json`. The order of work is the order of the functions in `preprocess`: collect, judge by
-rustc, balance, keep benchmarks out, split by group, generate TinyRust, write. The same sources,
-toolchain and seed give the same files byte for byte; times are in the summary only.
+`rejected.parquet`, `tasks.jsonl`, `tokenizer.json`, `shards/` with a dataset card,
+`validation_real.txt` and `summary.json`. The order of work is the order of the functions in
+`preprocess`: collect, judge by rustc, balance, keep benchmarks out, split by group, generate
+TinyRust, write. The same sources, toolchain and seed give the same files byte for byte; times are
+in the summary only.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
-from nanochat_lib.data import rows, select, sources
+from nanochat_lib.data import rows, select
 from nanochat_lib.data.augment.stage import more_rows
+from nanochat_lib.data.card import shards_card
 from nanochat_lib.data.rows import Judged
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.built import built_candidates
+from nanochat_lib.data.sources.candidates import (
+    MAX_TEXT_BYTES,
+    MIN_TEXT_BYTES,
+    Candidate,
+    seeded_order,
+)
+from nanochat_lib.data.sources.folder import folder_candidates
+from nanochat_lib.data.sources.toolchain import toolchain_candidates
 from nanochat_lib.data.tinyrust.confirm import confirm
 from nanochat_lib.data.tinyrust.generate import TinyExample, generate
 from nanochat_lib.data.tokenizer import compare_vocabularies, load_tokenizer
@@ -131,6 +141,7 @@ def preprocess(
         "seconds": work.seconds,
     }
     write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomic(folder / "shards" / "DATASET_CARD.md", shards_card(summary, folder))
     if log is not None:
         log(0, _metrics(summary))
     return summary
@@ -154,16 +165,20 @@ def collect(work: Work, toolchain: Toolchain) -> tuple[list[Candidate], dict[str
     data, skipped = work.config.data, Counter()
     if data.input_dir:
         most = data.max_examples * _CANDIDATES_PER_EXAMPLE
-        found = sources.folder_candidates(
+        found = folder_candidates(
             Path(data.input_dir).expanduser(), seed=work.config.seed, most=most, skipped=skipped
         )
+    elif data.corpus_dir:
+        most = data.max_examples * _CANDIDATES_PER_EXAMPLE
+        folder = Path(data.corpus_dir).expanduser()
+        found = built_candidates(folder, seed=work.config.seed, most=most)
     elif toolchain.docs is None:
         raise WorkbenchError(
             f"The toolchain {toolchain.version} has no documentation to take Rust from. Install it "
             "with `rustup component add rust-docs`, or set data.input_dir to a folder of .rs files."
         )
     else:
-        found = sources.toolchain_candidates(toolchain.docs)
+        found = toolchain_candidates(toolchain.docs)
     distinct = select.drop_repeats(c for c in found if _has_fit_size(c))
     work.count("found", len(distinct.kept) + distinct.n_exact + distinct.n_near)
     work.count("without exact repeats", len(distinct.kept) + distinct.n_near)
@@ -235,7 +250,7 @@ def choose(
     if data.use_semantic_verification:
         passed = [j for j in passed if j.row.source_id not in linted]
         work.count("without clippy::correctness lints", len(passed))
-    passed.sort(key=lambda j: sources.seeded_order(seed, j.row.source_id))
+    passed.sort(key=lambda j: seeded_order(seed, j.row.source_id))
     names = [rows.difficulty(j) for j in passed]
     shares = {"easy": data.easy_share, "medium": data.medium_share, "hard": data.hard_share}
     kept, deficit = select.keep_quota(passed, names, shares)
@@ -299,7 +314,7 @@ def recheck(work: Work, kept: Sequence[Judged]) -> dict[str, int]:
     Raises:
         WorkbenchError: fewer compile than `data.min_compile_rate` asks for.
     """
-    order = sorted(kept, key=lambda j: sources.seeded_order(work.config.seed + 1, j.row.source_id))
+    order = sorted(kept, key=lambda j: seeded_order(work.config.seed + 1, j.row.source_id))
     sample = [j.candidate for j in order[:RECHECKED_ROWS]]
     programs = [Program(c.row.source_id, c.program, c.edition) for c in sample]
     fresh = verify(programs, Level.BUILD, config=work.config.verify, cache_dir=None)
@@ -353,8 +368,8 @@ def _judge(
 def _has_fit_size(candidate: Candidate) -> bool:
     n_bytes = len(candidate.row.text.encode())
     if candidate.row.kind == "file":  # its limit was checked before it was read
-        return n_bytes >= sources.MIN_TEXT_BYTES
-    return sources.MIN_TEXT_BYTES <= n_bytes <= sources.MAX_TEXT_BYTES
+        return n_bytes >= MIN_TEXT_BYTES
+    return MIN_TEXT_BYTES <= n_bytes <= MAX_TEXT_BYTES
 
 
 def _require_some(judged: Sequence[Judged], passed: Sequence[Judged]) -> None:

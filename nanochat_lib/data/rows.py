@@ -24,19 +24,19 @@ import zstandard
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.difficulty import CLASSES, difficulty_of
 from nanochat_lib.data.shards import write_index, write_shard
-from nanochat_lib.data.sources import Candidate
+from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.tinyrust.generate import TinyExample
 from nanochat_lib.data.tokenizer import train_tokenizer
 from nanochat_lib.records import (
     VERIFIED_COLUMNS,
     Level,
     RustSource,
-    Task,
     Verdict,
     Verified,
     as_row,
 )
 from nanochat_lib.runs import write_atomic, write_binary
+from nanochat_lib.rust.programs import assemble
 from nanochat_lib.rust.syntax import SyntaxFeatures, features
 
 TRAIN = "train"
@@ -200,28 +200,43 @@ def summarise(
 
 
 def _write_tables(folder: Path, judged: Sequence[Judged], chosen: Chosen, tiny: TinyRust) -> None:
-    kept = [_row(j.row, j.verified, j.split) for j in chosen.kept]
-    kept += [_row(_tiny_row(e.task, e.text), v, e.task.split) for e, v in tiny.passed]
-    lost = [_row(j.row, j.verified) for j in judged if j.verified.verdict is not Verdict.PASSED]
-    lost += [_row(_tiny_row(e.task, e.text), v, e.task.split) for e, v in tiny.rejected]
+    kept = [_judged_row(j) for j in chosen.kept]
+    kept += [_tiny_row(e, v) for e, v in tiny.passed]
+    lost = [_judged_row(j) for j in judged if j.verified.verdict is not Verdict.PASSED]
+    lost += [_tiny_row(e, v) for e, v in tiny.rejected]
     for name, found in (("verified", kept), ("rejected", lost)):
-        table = pl.DataFrame(found, schema=_schema())
+        table = pl.DataFrame(found, schema=table_schema())
         write_binary(folder / f"{name}.parquet", table.write_parquet)
 
 
-def _schema() -> dict[str, Any]:
+def _judged_row(judged: Judged) -> dict[str, Any]:
+    return table_row(judged.candidate, judged.verified, _features(judged.row.text), judged.split)
+
+
+def _tiny_row(example: TinyExample, verified: Verified) -> dict[str, Any]:
+    split = example.task.split
+    return table_row(_tiny_candidate(example), verified, _features(example.text), split)
+
+
+def table_schema() -> dict[str, Any]:
+    """Return the columns of both tables with their types."""
     schema: dict[str, Any] = dict.fromkeys(VERIFIED_COLUMNS, pl.String)
     schema |= _LIST_COLUMNS | dict.fromkeys(_INTEGERS, pl.Int64) | {"cpu_ms": pl.Float64}
     return schema
 
 
-def _row(source: RustSource, verified: Verified, split: str = "") -> dict[str, Any]:
+def table_row(
+    candidate: Candidate, verified: Verified, found: SyntaxFeatures, split: str = ""
+) -> dict[str, Any]:
     """Return one line of a table: the source, its judgement, its syntax."""
-    found = _features(source.text)
+    source = candidate.row
     values = {
         **as_row(source),
         **as_row(found),
+        "program": candidate.program,
+        "edition": candidate.edition,
         "sha256": hashlib.sha256(source.text.encode()).hexdigest(),
+        "level": str(verified.level),
         "verdict": str(verified.verdict),
         "codes": list(verified.codes),
         "detail": _detail(verified),
@@ -243,10 +258,11 @@ def _detail(verified: Verified) -> str:
     return _RUN_MARKS.sub("", verified.detail)
 
 
-def _tiny_row(task: Task, text: str) -> RustSource:
-    return RustSource(
+def _tiny_candidate(example: TinyExample) -> Candidate:
+    task = example.task
+    row = RustSource(
         source_id=task.task_id,
-        text=text,
+        text=example.text,
         kind="tinyrust",
         source="tinyrust",
         package=f"level{task.level}",
@@ -254,6 +270,8 @@ def _tiny_row(task: Task, text: str) -> RustSource:
         licence="MIT",
         group=f"tinyrust/{task.family}",
     )
+    program = assemble(task, task.canonical_solution)
+    return Candidate(row, program.source, program.edition)
 
 
 def _compiled(verdicts: Iterable[Verified]) -> dict[str, int]:

@@ -13,17 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from nanochat_lib.data.sources import Candidate, seeded_order
+import numpy as np
+
+from nanochat_lib.data.ngrams import lexeme_hashes, run_hashes
+from nanochat_lib.data.sources.candidates import Candidate, seeded_order
 
 # Shares of the kinds when the sources offer more than is wanted; a kind that runs short leaves its
 # places to the others. Examples come first because nearly all of them compile, slices do in a third
 # of cases.
-KIND_SHARES = {"doc_example": 0.75, "function": 0.25, "file": 0.25}
+KIND_SHARES = {"doc_example": 0.75, "function": 0.25, "test": 0.25, "file": 0.25}
 # Shared tokens in a row that count as contamination. Idioms such as
 # `for (i, x) in xs.iter().enumerate() {` are 17 tokens long and no one's property.
 NGRAM_TOKENS = 30
 
-_LEXEME = re.compile(r"\w+|[^\w\s]")
 _NUMBER_TYPE = re.compile(r"\b(?:[iu](?:8|16|32|64|128|size)|f(?:16|32|64|128))\b")
 _NUMBER = re.compile(r"\b\d[\w.]*")
 Row = TypeVar("Row")
@@ -51,7 +53,7 @@ def drop_repeats(candidates: Iterable[Candidate]) -> Distinct:
     result, exact, near = Distinct(), set(), set()
     for candidate in candidates:
         text = candidate.row.text
-        whole, shape = content_hash(text), content_hash(_shape(text))
+        whole, shape = content_hash(text), content_hash(without_numbers(text))
         if whole in exact:
             result.n_exact += 1
         elif shape in near:
@@ -104,26 +106,22 @@ class Benchmarks:
     """The n-grams of benchmark texts, to keep them out of the training set."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._ngrams = {ngram for text in texts for ngram in _ngrams(text)}
+        found = [run_hashes(lexeme_hashes(text), NGRAM_TOKENS) for text in texts]
+        self._ngrams = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
 
     def overlap(self, text: str) -> bool:
         """Return whether a text shares `NGRAM_TOKENS` tokens in a row with a benchmark.
 
         A benchmark text shorter than that counts when it occurs as a whole in an equally short one.
         """
-        return not self._ngrams.isdisjoint(_ngrams(text))
+        return self.has_any(lexeme_hashes(text))
 
-
-def _ngrams(text: str) -> set[int]:
-    lexemes = _LEXEME.findall(text)
-    if not lexemes:
-        return set()
-    last = max(len(lexemes) - NGRAM_TOKENS, 0)
-    return {_stable_hash(" ".join(lexemes[i : i + NGRAM_TOKENS])) for i in range(last + 1)}
-
-
-def _stable_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    def has_any(self, lexemes: np.ndarray) -> bool:
+        """Return the same for a text whose lexemes are hashed already."""
+        runs = run_hashes(lexemes, NGRAM_TOKENS)
+        places = np.searchsorted(self._ngrams, runs)
+        places[places == len(self._ngrams)] = 0
+        return bool(len(self._ngrams)) and bool((self._ngrams[places] == runs).any())
 
 
 def held_out_groups(sizes: Mapping[str, int], fraction: float, seed: int) -> frozenset[str]:
@@ -174,5 +172,6 @@ def keep_quota(
     return kept, {name: quota[name] - taken[name] for name in shares}
 
 
-def _shape(text: str) -> str:
+def without_numbers(text: str) -> str:
+    """Return a text with all number types as one and all number literals as 0."""
     return _NUMBER.sub("0", _NUMBER_TYPE.sub("int", text))

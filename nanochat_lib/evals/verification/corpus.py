@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from nanochat_lib.data.select import needs_nightly
-from nanochat_lib.data.sources import toolchain_candidates
+from nanochat_lib.data.sources.toolchain import toolchain_candidates
 from nanochat_lib.data.tinyrust.generate import generate
 from nanochat_lib.evals.judging import program_of
 from nanochat_lib.evals.tasks import builtin_tasks, load_tasks

@@ -1,0 +1,1 @@
+"""Cut Rust out of what holds it: pages, comments, files."""

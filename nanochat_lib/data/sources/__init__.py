@@ -1,0 +1,1 @@
+"""Where Rust comes from: one module per kind of source, and what rows they give."""
