@@ -2,8 +2,9 @@
 
 Input: `Unit`s and a place to start from. Output: a `Prepared` for each file: its rows in order and
 counts of what was passed over, step by step. No state is kept between files, so that reading can
-begin again at any file and gives the same. What certainly cannot compile alone (it names another
-crate or an unstable feature) is not judged, and counted.
+begin again at any file and gives the same. What names another crate or an unstable feature is not
+judged, and counted: of 150 such functions, files and examples each, 0, 3 and 1 compiled alone,
+their `use` being switched off by a `cfg`.
 """
 
 from __future__ import annotations

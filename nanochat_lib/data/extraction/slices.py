@@ -71,7 +71,7 @@ class Item:
 
 
 def names_outside(text: str) -> bool:
-    """Return whether a program names another crate or file, so that it cannot compile alone."""
+    """Return whether a program brings in another crate or file; nearly none compiles alone."""
     plain = _COMMENT.sub("", text)
     if _OTHER_FILE.search(plain):
         return True
