@@ -18,7 +18,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub,pypi]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub,peers,pypi]'
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)
@@ -26,7 +26,9 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m kernels.bench --json reports/bench_cpu.json
+	$(BIN)/python -m nanochat_lib.publish.decode_bench --json reports/bench_decode.json
 	$(BIN)/python -m nanochat_lib.evals.verification.bench --json reports/bench_verification.json
+	$(BIN)/python -m nanochat_lib.data.tinyrust.bench --json reports/bench_tinyrust.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

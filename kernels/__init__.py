@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,7 @@ from kernels import cpu, reference
 from kernels.compile import LEVELS, missing_features
 from kernels.packing import (
     MAX_K,
+    PACKINGS,
     activation_width,
     check_packed,
     check_packed_shape,
@@ -28,6 +30,7 @@ from kernels.packing import describe as _describe_array
 
 __all__ = [
     "MAX_K",
+    "PACKINGS",
     "accumulate",
     "activation_width",
     "backends",
@@ -41,6 +44,7 @@ __all__ = [
     "unpack",
 ]
 
+_SLAB = 8  # row groups repacked at a time: 128 KiB at K = 4096, for the nearer caches
 _NOTES = {
     "reference": "NumPy, the specification; slow",
     "generic": "numba, portable vector code for any CPU",
@@ -61,7 +65,11 @@ def choose_backend(name: str | None = None) -> str:
     Raises:
         ValueError: no such backend, or this machine lacks what it needs.
     """
-    wanted = name or os.environ.get("NANOCHAT_KERNEL") or "auto"
+    return _usable(name or os.environ.get("NANOCHAT_KERNEL") or "auto")
+
+
+@functools.cache
+def _usable(wanted: str) -> str:
     if wanted == "auto":
         return backends()[-1]
     if wanted not in _NOTES:
@@ -96,16 +104,19 @@ def ternary_matmul(
     x: np.ndarray,
     *,
     n_rows: int | None = None,
+    packing: str = "2bit",
     backend: str | None = None,
     threads: int = 1,
 ) -> np.ndarray:
     """Multiply activations by a packed ternary weight, quantising each token to int8 first.
 
     Args:
-        packed: uint8 (ceil(N/16), ceil(K/16), 64) from `pack`.
-        weight_scale: one number, or float32 (N,) with one scale per row.
+        packed: uint8 (ceil(N/16), ceil(K/16), 64) from `pack`; with a scale for every K/G inputs
+            (G, ceil(N/16), ceil(K/G/16), 64), the columns of each group packed by themselves.
+        weight_scale: one number, or float32 (N,) with one per row; float32 (G, N) for groups.
         x: float32 (B, K), C-contiguous, finite; B = 1 is a matrix-vector product.
         n_rows: N; by default the length of a per-row scale, else all packed rows.
+        packing: "2bit", or "base3" (see packing.py; K then counts in 20, not 16).
         backend: see `choose_backend`.
         threads: row groups are split over this many threads.
 
@@ -115,16 +126,30 @@ def ternary_matmul(
     Raises:
         ValueError: dtype, shape, strides or values are not as above.
     """
-    scale = _checked_scale(weight_scale, n_rows)
-    if not isinstance(packed, np.ndarray) or packed.ndim != 3:
-        raise ValueError(f"packed must be uint8 (N/16, K/16, 64), found {_describe_array(packed)}")
-    n = n_rows or (len(scale) if len(scale) > 1 else packed.shape[0] * 16)
+    if not isinstance(packed, np.ndarray) or packed.ndim not in (3, 4) or 0 in packed.shape:
+        raise ValueError(
+            "packed must be uint8 (N/16, K/16, 64), or (G, N/16, K/G/16, 64) for G groups, and "
+            f"not empty, found {_describe_array(packed)}"
+        )
     _check_activations(x, np.float32)
-    check_packed_shape(packed, n, x.shape[1])
+    groups = packed if packed.ndim == 4 else packed[None]
+    scales = _checked_scale(weight_scale, n_rows, len(groups) if packed.ndim == 4 else None)
+    n, (G, K) = n_rows or scales.shape[1], (len(groups), x.shape[1])
+    if scales.shape[1] == 1:
+        n = n_rows or groups.shape[1] * 16
+        scales = np.repeat(scales, n, axis=1)
+    if K % G:
+        raise ValueError(f"x has {K} inputs, which do not divide into the {G} groups of packed")
+    for part in groups:
+        check_packed_shape(part, n, K // G, packing)
     name = choose_backend(backend)
     x_q, act_scale = quantize_activations(x, backend=name)
-    products = accumulate(packed, x_q, n_rows=n, backend=name, threads=threads)
-    return reference.apply_scales(products, act_scale, scale)
+    out = np.zeros((len(x), n), np.float32)
+    for part, scale, codes in zip(groups, scales, np.split(x_q, G, axis=1), strict=True):
+        arguments = {"n_rows": n, "packing": packing, "backend": name, "threads": threads}
+        sums = accumulate(part, np.ascontiguousarray(codes), **arguments)
+        out += reference.apply_scales(sums, act_scale, scale)
+    return out
 
 
 def quantize_activations(
@@ -148,29 +173,50 @@ def accumulate(
     x_q: np.ndarray,
     *,
     n_rows: int,
+    packing: str = "2bit",
     backend: str | None = None,
     threads: int = 1,
 ) -> np.ndarray:
-    """Return the int32 (B, n_rows) products of int8 activations (B, K) and packed codes."""
+    """Return the int32 (B, n_rows) products of int8 activations (B, K) and packed codes.
+
+    `packing`, `backend` and `threads` as in `ternary_matmul`.
+    """
     _check_activations(x_q, np.int8)
     B, K = x_q.shape
-    check_packed_shape(packed, n_rows, K)
+    check_packed_shape(packed, n_rows, K, packing)
     name = choose_backend(backend)
     if name == "reference":
-        return reference.accumulate(unpack(packed, n_rows, K), x_q)
+        return reference.accumulate(unpack(packed, n_rows, K, packing), x_q)
     padded = np.zeros((B, activation_width(K)), np.int8)
     padded[:, :K] = x_q
-    out = np.empty((B, packed.shape[0] * 16), np.int32)
-    arguments = (LEVELS[name], packed, padded, x_q.sum(axis=1, dtype=np.int32), B)
-    borders = np.linspace(0, packed.shape[0], max(1, threads) + 1).astype(int).tolist()
-    if threads <= 1:
-        cpu.accumulate(*arguments, (0, packed.shape[0]), out)
-    else:
-        parts = itertools.pairwise(borders)
-        jobs = [_pool(threads).submit(cpu.accumulate, *arguments, part, out) for part in parts]
-        for job in jobs:
-            job.result()
+    x_sum, out = x_q.sum(axis=1, dtype=np.int32), np.empty((B, packed.shape[0] * 16), np.int32)
+
+    def multiply(first: int, last: int) -> None:
+        weights = with_scratch(packed, packing, K, B)
+        cpu.accumulate(LEVELS[name], weights, padded, x_sum, B, (first, last), out)
+
+    in_parts(multiply, packed.shape[0], threads)
     return out[:, :n_rows]
+
+
+def with_scratch(packed: np.ndarray, packing: str, k: int, n_tokens: int) -> tuple:
+    """Return what `cpu.accumulate` takes as weights: for "base3" with scratch, of one thread."""
+    if packing == "2bit":
+        return (packed,)
+    n_groups = min(_SLAB, packed.shape[0])
+    slab = np.empty((n_groups, *packed_shape(1, k)[1:]), np.uint8)
+    return packed, slab, np.empty((n_tokens, n_groups * 16), np.int32)
+
+
+def in_parts(work: Callable[[int, int], None], n: int, threads: int) -> None:
+    """Call work(first, last) for as many parts of range(n) as there are threads, side by side."""
+    if threads <= 1:
+        work(0, n)
+        return
+    borders = np.linspace(0, n, threads + 1).astype(int).tolist()
+    jobs = [_pool(threads).submit(work, *part) for part in itertools.pairwise(borders)]
+    for job in jobs:
+        job.result()
 
 
 @functools.cache
@@ -186,12 +232,20 @@ def _check_activations(x: np.ndarray, dtype: type) -> None:
         raise ValueError("x must be C-contiguous and aligned; use np.ascontiguousarray")
 
 
-def _checked_scale(weight_scale: float | np.ndarray, n_rows: int | None) -> np.ndarray:
-    scale = np.atleast_1d(np.asarray(weight_scale, dtype=np.float32))
-    if scale.ndim != 1 or (n_rows is not None and len(scale) not in (1, n_rows)):
-        raise ValueError(
-            f"weight_scale must be one number or float32 ({n_rows or 'N'},), found {scale.shape}"
-        )
+def _checked_scale(
+    weight_scale: float | np.ndarray, n_rows: int | None, n_groups: int | None
+) -> np.ndarray:
+    """Return the scales as float32 (G, N) or (G, 1)."""
+    scale = np.asarray(weight_scale, dtype=np.float32)
+    rows = np.atleast_1d(scale)
+    wanted = f"one number or float32 ({n_rows or 'N'},)"
+    if n_groups is not None:
+        wanted = f"float32 ({n_groups}, {n_rows or 'N'})"
+        is_sound = scale.ndim == 2 and len(scale) == n_groups
+    else:
+        is_sound, rows = rows.ndim == 1, rows[None]
+    if not is_sound or (n_rows is not None and rows.shape[-1] not in (1, n_rows)):
+        raise ValueError(f"weight_scale must be {wanted}, found {scale.shape}")
     if not np.isfinite(scale).all():
         raise ValueError("weight_scale holds NaN or infinity")
-    return scale
+    return rows

@@ -35,10 +35,14 @@ _NEEDS = {  # CPU features by level
     "avx512vnni": ("avx512f", "avx512bw", "avx512vnni"),
     "amx": ("avx512f", "avx512bw", "avx512vnni", "amx-tile", "amx-int8"),
 }
+PERMISSION_CALL = (158, 0x1023, 18)  # arch_prctl, ARCH_REQ_XCOMP_PERM, tile data (x86-64)
 
 
 def jit(function: Callable) -> Callable:
     """Compile `function` on first call, without the interpreter lock, cached between processes."""
+    # LLVM ends the process when it meets assembly without a parser, be it only in a callee that
+    # the cache holds and this process never compiled.
+    binding.initialize_native_asmparser()
     folder = cache_dir(Path(function.__code__.co_filename).parent)
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder or "")
@@ -72,8 +76,7 @@ def _may_use_tiles() -> bool:
     """Ask Linux for this process's use of AMX tiles: without it the first one is a SIGILL."""
     if not sys.platform.startswith("linux"):
         return False
-    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    return ctypes.CDLL(None).syscall(*PERMISSION_CALL) == 0
 
 
 @functools.cache

@@ -14,12 +14,39 @@ import numpy as np
 
 from kernels import simd
 from kernels.compile import LEVELS, inline, jit
-from kernels.levels import amx, portable, vnni
+from kernels.levels import amx, base3, portable, vnni
 
 _VNNI, _AMX = len(LEVELS["avx512vnni"]), len(LEVELS["amx"])
+_PART = 256  # row groups whose sums are scaled together: 16 KB of sums
 _ABS_BITS = np.int32(0x7FFFFFFF)
 _INFINITY_BITS = np.int32(0x7F800000)
 _ROUNDER, _ROUNDER_BITS = np.float32(3 << 22), np.int32(0x4B400000)  # a number and its bits
+
+
+@jit
+def linear(level, matrix, x, n_tokens, groups, scratch, out):
+    """Write n_tokens rows of float32 x times a ternary weight to out; False when x is not finite.
+
+    `matrix` is the weights as `accumulate` takes them and weight_scale float32 (N,), `groups` the
+    row groups to compute. `scratch` is x_q, act_scale and x_sum as `quantize` writes them, and
+    int32 sums (B, N padded, or 4096 when that is less); out float32 (B, N or wider).
+
+    Row groups are taken a few at a time, so that the sums stay in the nearest cache: a long vector
+    of sums would go to memory and back, 2 % of the bytes at K = 4096.
+    """
+    weights, weight_scale = matrix
+    x_q, act_scale, x_sum, sums = scratch
+    finite = quantize(x, n_tokens, x.shape[1], x_q, act_scale, x_sum)
+    n_groups = groups[1] - groups[0]
+    n_parts = max(1, (n_groups + _PART - 1) // _PART)
+    for part in range(n_parts):
+        first = groups[0] + n_groups * part // n_parts
+        last = groups[0] + n_groups * (part + 1) // n_parts
+        some = (weights[0][first:last],) + weights[1:]  # noqa: RUF005, which numba lacks
+        accumulate(level, some, x_q, x_sum, n_tokens, (0, last - first), sums)
+        rows = (first * 16, min(last * 16, len(weight_scale)))
+        apply_scales(sums, act_scale, weight_scale, n_tokens, rows, out)
+    return finite
 
 
 @jit
@@ -60,12 +87,23 @@ def _nearest_integer(value):
 
 
 @jit
-def accumulate(level, packed, x_q, x_sum, n_tokens, groups, out):
+def accumulate(level, weights, x_q, x_sum, n_tokens, groups, out):
     """Write int32 dot products of the row groups from groups[0] to groups[1] to out (B, N padded).
 
-    x_q and out may be wider than K and N need. The length of `level` is known when this is
-    compiled, and numba drops the branches not taken before it compiles what they call.
+    `weights` is (packed,) for codes in 2 bits, and (packed, slab, sums) for codes in base 3: slab
+    uint8 (at least 1, K/16, 64) and sums int32 (B, 16 * len(slab)) are scratch, which one token
+    at level "avx512vnni" leaves alone. x_q and out may be wider than K and N need. The
+    lengths of `level` and `weights` are known when this is compiled, and numba drops the branches
+    not taken before it compiles what they call.
     """
+    if len(weights) == 1:
+        _accumulate_2bit(level, weights[0], x_q, x_sum, n_tokens, groups, out)
+    else:
+        _accumulate_base3(level, weights, x_q, x_sum, n_tokens, groups, out)
+
+
+@jit
+def _accumulate_2bit(level, packed, x_q, x_sum, n_tokens, groups, out):
     if len(level) == _AMX:
         amx.accumulate(packed, x_q, x_sum, n_tokens, groups, out)
     elif len(level) == _VNNI:
@@ -75,35 +113,53 @@ def accumulate(level, packed, x_q, x_sum, n_tokens, groups, out):
 
 
 @jit
-def apply_scales(accumulators, act_scale, weight_scale, n_tokens, n_rows, out):
-    """Write accumulator * (act_scale * weight_scale); weight_scale is float32 (n_rows,)."""
-    for token in range(n_tokens):
-        act, row, target = act_scale[token], accumulators[token], out[token]
-        for n in range(n_rows):
-            target[n] = np.float32(row[n]) * (act * weight_scale[n])
+def _accumulate_base3(level, weights, x_q, x_sum, n_tokens, groups, out):
+    packed, slab, sums = weights
+    if n_tokens == 1 and len(level) >= _VNNI:
+        base3.one_token(packed, x_q, x_sum, groups, out)
+        return
+    for first in range(groups[0], groups[1], len(slab)):
+        part = (np.int64(0), min(len(slab), groups[1] - first))
+        base3.repack(packed, (first, first + part[1]), slab)
+        _accumulate_2bit(level, slab, x_q, x_sum, n_tokens, part, sums)
+        for token in range(n_tokens):
+            target, source = out[token, first * 16 :], sums[token]
+            for n in range(part[1] * 16):
+                target[n] = source[n]
 
 
 @jit
-def dense(weight, x, n_tokens, n_inputs, out):
-    """Write float32 products to out (B, N padded); weight is float32 (N / 16, K, 16).
+def apply_scales(accumulators, act_scale, weight_scale, n_tokens, rows, out):
+    """Write accumulator * (act_scale * weight_scale) of the rows from rows[0] to rows[1].
 
-    A product is summed in input order whatever the batch, so a row's result does not depend on
-    the rows beside it.
+    The first accumulator of each token is that of rows[0].
     """
-    groups = weight.shape[0]
-    token = np.int64(0)
+    for token in range(n_tokens):
+        act, sums = act_scale[token], accumulators[token]
+        target, scale = out[token, rows[0] : rows[1]], weight_scale[rows[0] : rows[1]]
+        for n in range(rows[1] - rows[0]):
+            target[n] = np.float32(sums[n]) * (act * scale[n])
+
+
+@jit
+def dense(weight, x, n_tokens, n_inputs, groups, out):
+    """Write float32 products to out (B, N padded); weight is float32 or int16 (N / 16, K, 16).
+
+    `groups` are the row groups to compute. A product is summed in input order whatever the batch,
+    so a row's result does not depend on the rows beside it.
+    """
+    token, last = np.int64(0), np.int64(groups[1] - 1)
     while token + 4 <= n_tokens:
-        for group in range(groups):
+        for group in range(groups[0], groups[1]):
             _dense_four_tokens(weight, group, x, token, n_inputs, out)
         token += 4
+    while token + 2 <= n_tokens:
+        for group in range(groups[0], groups[1], 4):
+            _dense_two_tokens(weight, (np.int64(group), last), x, token, n_inputs, out)
+        token += 2
     while token < n_tokens:
-        group = np.int64(0)
-        while group + 4 <= groups:
-            _dense_four_groups(weight, group, x, token, n_inputs, out)
-            group += 4
-        while group < groups:
-            _dense_one(weight, group, x, token, n_inputs, out)
-            group += 1
+        for group in range(groups[0], groups[1], 4):
+            _dense_one_token(weight, (np.int64(group), last), x, token, n_inputs, out)
         token += 1
 
 
@@ -113,7 +169,7 @@ def _dense_four_tokens(weight, group, x, token, n_inputs, out):
     sum_2, sum_3 = simd.zeros_f32(), simd.zeros_f32()
     at = group * weight.shape[1] * 16
     for k in range(n_inputs):
-        row = simd.load_f32(weight, at + k * 16)
+        row = simd.load_numbers(weight, at + k * 16)
         sum_0 = simd.multiply_add_f32(x[token, k], row, sum_0)
         sum_1 = simd.multiply_add_f32(x[token + 1, k], row, sum_1)
         sum_2 = simd.multiply_add_f32(x[token + 2, k], row, sum_2)
@@ -126,30 +182,55 @@ def _dense_four_tokens(weight, group, x, token, n_inputs, out):
 
 
 @inline
-def _dense_four_groups(weight, group, x, token, n_inputs, out):
-    """One token: four independent sums hide the latency of the multiply-add."""
+def _dense_one_token(weight, groups, x, token, n_inputs, out):
+    """Four groups at a time hide the latency of the multiply-add; the last may be done again."""
+    first, last = groups
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     sum_0, sum_1 = simd.zeros_f32(), simd.zeros_f32()
     sum_2, sum_3 = simd.zeros_f32(), simd.zeros_f32()
-    stride = weight.shape[1] * 16
-    at = group * stride
+    size = weight.shape[1] * 16
     for k in range(n_inputs):
-        value = x[token, k]
-        sum_0 = simd.multiply_add_f32(value, simd.load_f32(weight, at), sum_0)
-        sum_1 = simd.multiply_add_f32(value, simd.load_f32(weight, at + stride), sum_1)
-        sum_2 = simd.multiply_add_f32(value, simd.load_f32(weight, at + 2 * stride), sum_2)
-        sum_3 = simd.multiply_add_f32(value, simd.load_f32(weight, at + 3 * stride), sum_3)
-        at += 16
-    out_at = token * out.shape[1] + group * 16
-    simd.store_f32(out, out_at, sum_0)
-    simd.store_f32(out, out_at + 16, sum_1)
-    simd.store_f32(out, out_at + 32, sum_2)
-    simd.store_f32(out, out_at + 48, sum_3)
+        value, at = x[token, k], k * 16
+        sum_0 = simd.multiply_add_f32(value, simd.load_numbers(weight, first * size + at), sum_0)
+        sum_1 = simd.multiply_add_f32(value, simd.load_numbers(weight, second * size + at), sum_1)
+        sum_2 = simd.multiply_add_f32(value, simd.load_numbers(weight, third * size + at), sum_2)
+        sum_3 = simd.multiply_add_f32(value, simd.load_numbers(weight, fourth * size + at), sum_3)
+    out_at = token * out.shape[1]
+    simd.store_f32(out, out_at + first * 16, sum_0)
+    simd.store_f32(out, out_at + second * 16, sum_1)
+    simd.store_f32(out, out_at + third * 16, sum_2)
+    simd.store_f32(out, out_at + fourth * 16, sum_3)
 
 
 @inline
-def _dense_one(weight, group, x, token, n_inputs, out):
-    total = simd.zeros_f32()
-    at = group * weight.shape[1] * 16
+def _dense_two_tokens(weight, groups, x, token, n_inputs, out):
+    """Do what `_dense_one_token` does for two, such as heads that share their keys."""
+    first, last = groups
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    sum_0, sum_1, sum_2, sum_3 = (
+        simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(),
+    )  # fmt: skip
+    sum_4, sum_5, sum_6, sum_7 = (
+        simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(), simd.zeros_f32(),
+    )  # fmt: skip
+    size = weight.shape[1] * 16
     for k in range(n_inputs):
-        total = simd.multiply_add_f32(x[token, k], simd.load_f32(weight, at + k * 16), total)
-    simd.store_f32(out, token * out.shape[1] + group * 16, total)
+        value_0, value_1, at = x[token, k], x[token + 1, k], k * 16
+        row_0 = simd.load_numbers(weight, first * size + at)
+        row_1 = simd.load_numbers(weight, second * size + at)
+        row_2 = simd.load_numbers(weight, third * size + at)
+        row_3 = simd.load_numbers(weight, fourth * size + at)
+        sum_0 = simd.multiply_add_f32(value_0, row_0, sum_0)
+        sum_1 = simd.multiply_add_f32(value_0, row_1, sum_1)
+        sum_2 = simd.multiply_add_f32(value_0, row_2, sum_2)
+        sum_3 = simd.multiply_add_f32(value_0, row_3, sum_3)
+        sum_4 = simd.multiply_add_f32(value_1, row_0, sum_4)
+        sum_5 = simd.multiply_add_f32(value_1, row_1, sum_5)
+        sum_6 = simd.multiply_add_f32(value_1, row_2, sum_6)
+        sum_7 = simd.multiply_add_f32(value_1, row_3, sum_7)
+    for i, sums in enumerate(((sum_0, sum_1, sum_2, sum_3), (sum_4, sum_5, sum_6, sum_7))):
+        out_at = (token + i) * out.shape[1]
+        simd.store_f32(out, out_at + first * 16, sums[0])
+        simd.store_f32(out, out_at + second * 16, sums[1])
+        simd.store_f32(out, out_at + third * 16, sums[2])
+        simd.store_f32(out, out_at + fourth * 16, sums[3])

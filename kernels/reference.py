@@ -46,12 +46,12 @@ def apply_scales(
 
 
 def ternary_matmul(
-    packed: np.ndarray, weight_scale: np.ndarray, x: np.ndarray, n: int
+    packed: np.ndarray, weight_scale: np.ndarray, x: np.ndarray, n: int, packing: str = "2bit"
 ) -> np.ndarray:
     """Return float32 (B, n) = quantised x (B, K) times the transposed packed weight (n, K).
 
     `weight_scale` is float32 (1,) for the whole tensor or (n,) for one scale per row.
     """
     x_q, act_scale = quantize_activations(x)
-    codes = unpack(packed, n, x.shape[1])
+    codes = unpack(packed, n, x.shape[1], packing)
     return apply_scales(accumulate(codes, x_q), act_scale, weight_scale)

@@ -188,14 +188,16 @@ def _multiply_add(operand: Vector, result: Vector, name: str, first_signed: bool
 
 load_u8 = _load(U8X32)
 load_i32 = _load(I32X8)
-load_f32 = _load(F32X16)
 load_u8x64 = _load(U8X64)
 store_i32 = _store(I32X8)
 store_f32 = _store(F32X16)
 store_i32x16 = _store(I32X16)
+store_u8x64 = _store(U8X64)
+zeros_u8x64 = zeros(U8X64)
 zeros_i16 = zeros(I16X16)
 zeros_i32 = zeros(I32X8)
 zeros_f32 = zeros(F32X16)
+add_u8x64 = _binary(U8X64, "add")
 add_i16 = _binary(I16X16, "add")
 add_i32 = _binary(I32X8, "add")
 sub_i32 = _binary(I32X8, "sub")
@@ -206,6 +208,20 @@ quarter_i32 = _shifted_right(I32X8, 2, "ashr", ir.VectorType(I32, 8))
 # unsigned a x signed b; exact as long as no pair leaves int16 (the instruction saturates)
 dot_pairs_u8 = _multiply_add(U8X32, I16X16, "llvm.x86.avx2.pmadd.ub.sw", False)
 dot_pairs_i16 = _multiply_add(I16X16, I32X8, "llvm.x86.avx2.pmadd.wd", True)
+
+
+@intrinsic
+def load_numbers(typingctx, array, index):
+    """Return sixteen elements of a float32 or int16 array as F32X16."""
+
+    def generate(context, builder, signature, args):
+        is_float = array.dtype == types.float32
+        element = ir.FloatType() if is_float else ir.IntType(16)
+        pointer = address(context, builder, array, *args, ir.VectorType(element, 16))
+        loaded = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        return loaded if is_float else builder.sitofp(loaded, llvm(F32X16))
+
+    return F32X16(array, types.intp), generate
 
 
 @intrinsic

@@ -83,6 +83,9 @@ class DataConfig(StageConfig):
     easy_share: float = Field(0.3, ge=0, le=1, description="wanted share of easy examples")
     medium_share: float = Field(0.5, ge=0, le=1, description="wanted share of medium examples")
     hard_share: float = Field(0.2, ge=0, le=1, description="wanted share of hard examples")
+    augment_per_example: int = Field(
+        1, ge=0, description="rewritten variants tried of each training example of real Rust"
+    )
 
     @model_validator(mode="after")
     def _mix_sums_to_one(self) -> Self:
@@ -302,7 +305,10 @@ class HardwareConfig(StageConfig):
     cuda_math_mode: Literal["default", "fast"] = Field(
         "default", description="fast allows TF32 and reduced-precision accumulation"
     )
-    prefetch_factor: int = Field(2, ge=1, description="batches prepared ahead per worker")
+    loader_workers: int = Field(
+        0, ge=0, description="processes that prepare training batches; 0: the trainer itself"
+    )
+    prefetch_factor: int = Field(2, ge=1, description="batches prepared ahead per loader worker")
     pin_memory: bool = Field(False, description="page-locked host batches (GPU only)")
 
 

@@ -178,6 +178,20 @@ def _write_preprocess(folder: Path) -> None:
             "wanted": {"easy": 0.3, "medium": 0.5, "hard": 0.2},
             "deficit": {"easy": 0, "medium": 0, "hard": 142},
         },
+        "augmentation": [
+            {"rewrite": "rename_locals", "n_applied": 90, "n_duplicate": 2, "n_judged": 88,
+             "n_unjudged": 0, "n_accepted": 86, "rate": 86 / 88},
+            {"rewrite": "loop_to_while", "n_applied": 0, "n_duplicate": 0, "n_judged": 0,
+             "n_unjudged": 0, "n_accepted": 0, "rate": 0.0},
+        ],
+        "vocabularies": [
+            {"name": "ours", "vocab_size": 2048, "n_bytes": 98000, "n_tokens": 38600,
+             "bytes_per_token": 98000 / 38600},
+            {"name": "BPE on the same text", "vocab_size": 4096, "n_bytes": 98000,
+             "n_tokens": 33800, "bytes_per_token": 98000 / 33800},
+            {"name": "GPT-2: not here", "vocab_size": 0, "n_bytes": 0, "n_tokens": 0,
+             "bytes_per_token": 0.0},
+        ],
         "licences": [{"licence": "MIT OR Apache-2.0", "n": 1600}, {"licence": "unknown", "n": 2}],
         "tokenizer": {"vocab_size": 2048, "bytes_per_token": 2.54},
         "compression": {"xz_bits_per_byte": 1.83, "zstd_bits_per_byte": 1.98, "n_bytes": 98000},
@@ -298,6 +312,7 @@ def _write_kernels(folder: Path) -> None:
     }
     rows = [
         {
+            "section": "warm",
             "kernel": kernel,
             "backend": backend,
             "n": n,
@@ -314,9 +329,23 @@ def _write_kernels(folder: Path) -> None:
         for batch in (1, 8, 32)
         for (kernel, backend), speed in speeds.items()
     ]
-    rows += [{"kernel": "read", "backend": "numba", "n": 768, "k": 256, "batch": 0, "threads": 1,
-              "us_median": 1.0, "gb_per_s": 30.0, "gops": 0.0, "ratio_to_numpy_f32": 0.0,
-              "n_repeats": 9}]  # fmt: skip
+    common = {"section": "working_set", "n": 2048, "k": 2048, "us_median": 50.0, "n_repeats": 5}
+    rows += [
+        common | {"kernel": kernel, "backend": "amx", "packing": packing, "set_mb": mb,
+                  "gb_per_s": rate / (1 + mb / 100)}
+        for mb in (1.0, 32.0, 640.0)
+        for kernel, packing, rate in (("read", "", 90.0), ("ternary", "2bit", 80.0),
+                                      ("ternary", "base3", 60.0))
+    ]  # fmt: skip
+    rows += [
+        {"section": "exit", "what": "engine", "n_repeats": 3, "n_tokens": 48, "speedup": 1 / depth,
+         "exit_threshold": depth, "mean_loops": 4 * depth, "tokens_per_s": 2000 / depth}
+        for depth in (0.5, 0.8, 1.0)
+    ]  # fmt: skip
+    rows += [
+        {"section": "part", "what": what, "us": us, "n_repeats": 6, "of_kernels": 1.1}
+        for what, us in (("products", 150.0), ("head", 50.0), ("rest", 20.0), ("token", 220.0))
+    ]
     write_json(folder / "bench.json", rows)
 
 

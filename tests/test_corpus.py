@@ -141,11 +141,11 @@ def test_the_summary_agrees_with_the_tables(made):
     )
     steps = {line["step"]: line["n"] for line in found["funnel"]}
     real = verified.filter(pl.col("source") == "folder")
-    assert (
-        steps["train"] + steps["validation"]
-        == len(real)
-        == sum(found["difficulty"]["after"].values())
-    )
+    assert len(real) == sum(found["difficulty"]["after"].values())
+    variants = real.filter(pl.col("source_id").str.contains("~"))
+    assert steps["train"] + steps["validation"] == len(real) - len(variants)
+    assert len(variants) == sum(row["n_accepted"] for row in found["augmentation"]) > 0
+    assert set(variants["split"]) == {"train"}
     assert steps["judged"] == steps["passed"] + len(rejected)
     assert found["error_codes"][0]["code"] == "E0382"
     assert found["error_codes"][0]["n"] == n_errors

@@ -8,9 +8,9 @@ import torch
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.engine import Engine
+from nanochat_lib.model.decoding.sampling import distribution, draw, exp32, uniform
+from nanochat_lib.model.engine import Draft, Engine, Generation
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.sampling import exp32, sample, uniform
 
 SMALL = {
     "vocab_size": 300, "d_model": 48, "n_layers": 2, "n_loops": 3, "n_heads": 4, "n_kv_heads": 2,
@@ -20,7 +20,8 @@ SMALL = {
 
 def small_model(**changes) -> LoopLM:
     """Return a model whose logits and exits vary: the fresh head and gate are nearly constant."""
-    model = LoopLM(ModelConfig(**(SMALL | changes)), seed=1).eval()
+    # not checked: real vocabularies have at least all bytes
+    model = LoopLM(ModelConfig.model_construct(**(SMALL | changes)), seed=1).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         model.head.weight.normal_(std=0.4, generator=generator)
@@ -75,9 +76,9 @@ def relative_errors(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("n_loops", [1, 2, 3])
 def test_logits_equal_the_torch_model_at_every_depth(model, engine, n_loops):
-    """Most positions agree to 1e-5. Float rounding differs, so now and then an activation lies on
-    the other side of a half and its code is one off, which later positions of a sequence see:
-    hence many short sequences, and a loose bound on the worst.
+    """Most positions agree to 1e-4, the head's 16 bits. Float rounding differs, so now and then an
+    activation lies on the other side of a half and its code is one off, which later positions of
+    a sequence see: hence many short sequences, and a loose bound on the worst.
     """
     rng = np.random.default_rng(0)
     errors = []
@@ -85,8 +86,8 @@ def test_logits_equal_the_torch_model_at_every_depth(model, engine, n_loops):
         tokens = rng.integers(0, 300, 6).tolist()
         wanted = torch_logits(model, tokens, n_loops)
         errors.extend(relative_errors(engine.logits(tokens, n_loops=n_loops), wanted))
-    assert np.median(errors) < 1e-6
-    assert np.mean(np.array(errors) < 1e-5) > 0.85
+    assert np.median(errors) < 5e-5
+    assert np.mean(np.array(errors) < 1e-4) > 0.85
     assert max(errors) < 0.1
 
 
@@ -212,8 +213,91 @@ def test_text_does_not_depend_on_the_batch_or_the_threads(model, engine):
     )
 
 
+@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 1}, {"ternary": False}])
+def test_a_team_of_threads_writes_the_text_of_one(changes):
+    """Fewer prompts than threads: rows and heads are shared, also when heads are fewer."""
+    model, prompts = small_model(**changes), some_prompts(2)
+    one = Engine.from_model(model, max_batch=2, threads=1)
+    for threads in (2, 5):
+        team = Engine.from_model(model, max_batch=8, threads=threads)
+        for settings in (
+            {"temperature": 0.0},
+            {"temperature": 1.0, "top_p": 0.9, "seed": [5, 6], "exit_threshold": 0.6},
+        ):
+            wanted = one.generate(prompts, max_new_tokens=20, **settings)
+            assert team.generate(prompts, max_new_tokens=20, **settings) == wanted
+            alone = {"seed": [5]} if "seed" in settings else {}
+            settings = settings | alone
+            assert team.generate(prompts[:1], max_new_tokens=20, **settings) == wanted[:1]
+
+
+def test_weights_of_1_6_bits_give_the_same_text(model):
+    prompts = some_prompts(5)
+    wanted = Engine.from_model(model, max_batch=4, threads=1).generate(
+        prompts, max_new_tokens=20, temperature=1.0, seed=2
+    )
+    engine = Engine.from_model(model, max_batch=4, threads=2, packing="base3")
+    assert engine.generate(prompts, max_new_tokens=20, temperature=1.0, seed=2) == wanted
+    engine.reload(model)
+    assert engine.generate(prompts, max_new_tokens=20, temperature=1.0, seed=2) == wanted
+
+
+def without_passes(generations: list[Generation]) -> list[tuple]:
+    return [(g.tokens, g.exit_loops, g.token_entropy) for g in generations]
+
+
+@pytest.mark.parametrize("draft", [Draft(1, 1), Draft(1, 4), Draft(2, 3)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_drafting_writes_the_greedy_text_of_full_depth(model, engine, draft, threads):
+    """Sequences end at different places: at a stop token, a limit, or the end of the context."""
+    prompts = [*some_prompts(7), [5] * 90, [5] * 96]
+    drafting = Engine.from_model(model, max_batch=6, threads=threads, draft=draft)
+    for batch in (prompts, prompts[:2], prompts[-1:]):
+        free = engine.generate(batch, max_new_tokens=25, temperature=0.0)
+        stop = frozenset({free[0].tokens[-1]})
+        for settings in ({}, {"stop_ids": stop}):
+            options = {"max_new_tokens": 25, "temperature": 0.0} | settings
+            wanted = engine.generate(batch, **options)
+            found = drafting.generate(batch, **options)
+            assert without_passes(found) == without_passes(wanted)
+            assert all(one.passes <= len(one.tokens) for one in found)
+            assert [one.passes for one in wanted] == [len(one.tokens) for one in wanted]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 4, "top_p": 0.9}])
+def test_drafted_text_has_the_distribution_of_full_depth(settings):
+    """Three tokens of a vocabulary of 6, 30,000 times: chi-square over all 216 texts."""
+    model = small_model(vocab_size=6)
+    settings = {"temperature": 1.0} | settings
+    top = (settings.get("top_k", 0), settings.get("top_p", 1.0))
+    wanted = np.zeros((6, 6, 6))
+    scratch = np.empty((2, 6), np.float32)
+
+    def next_token(tokens: list[int]) -> np.ndarray:
+        logits = torch_logits(model, [3, 1, *tokens])[-1]
+        distribution(logits, settings["temperature"], top, *scratch)
+        return scratch[0].astype(np.float64)
+
+    for first, p_first in enumerate(next_token([])):
+        for second, p_second in enumerate(next_token([first])):
+            wanted[first, second] = p_first * p_second * next_token([first, second])
+    engine = Engine.from_model(model, max_batch=64, threads=1, draft=Draft(1, 3))
+    found = engine.generate([[3, 1]] * 30_000, max_new_tokens=3, seed=4, **settings)
+    assert sum(one.passes for one in found) < 3 * len(found)
+    counts = np.zeros((6, 6, 6))
+    np.add.at(counts, tuple(np.array([one.tokens for one in found]).T), 1)
+    assert not counts[wanted == 0].any()
+    expected = wanted * len(found)
+    kept = expected > 5
+    rest = expected[~kept].sum(), counts[~kept].sum()
+    chi_square = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
+    chi_square += (rest[1] - rest[0]) ** 2 / max(rest[0], 1)
+    degrees = kept.sum()
+    assert chi_square < degrees + 6 * math.sqrt(2 * degrees), (chi_square, degrees)
+
+
 def test_prompts_longer_than_a_pass_are_read_in_pieces(model):
-    """70 prompt tokens, 32 rows to a pass: the same text as reading them by torch at once."""
+    """70 prompt tokens, 64 rows to a pass: the same text as reading them by torch at once."""
     prompt = np.random.default_rng(3).integers(0, 300, 70).tolist()
     found = Engine.from_model(model, max_batch=2, threads=1).generate(
         [prompt, prompt[:50]], max_new_tokens=10, temperature=0
@@ -274,11 +358,10 @@ def test_sampled_frequencies_are_those_of_the_distribution(top_k, top_p, tempera
     kept = kept[: int(np.searchsorted(mass, top_p - 1e-12)) + 1]
     wanted = np.zeros(12)
     wanted[kept] = p[kept] / p[kept].sum()
-    scratch = np.empty(12, np.float32), np.empty(12, np.float32)
-    draws = [
-        sample(logits, temperature, top_k, top_p, uniform(np.uint64(9), i), *scratch)
-        for i in range(20_000)
-    ]
+    found, scratch = np.empty(12, np.float32), np.empty(12, np.float32)
+    distribution(logits, temperature, (top_k, top_p), found, scratch)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    draws = [draw(found, uniform(np.uint64(9), i)) for i in range(20_000)]
     counts = np.bincount(draws, minlength=12)
     assert not counts[wanted == 0].any()
     expected = wanted[kept] * len(draws)
@@ -331,3 +414,11 @@ def test_bad_models_are_refused(model, engine):
         Engine.from_model(model, max_seq_len=97)
     with pytest.raises(WorkbenchError, match="at least 1"):
         Engine.from_model(model, max_batch=0)
+    with pytest.raises(WorkbenchError, match="no packing 'base4'"):
+        Engine.from_model(model, packing="base4")
+    for draft in (Draft(3, 4), Draft(0, 4), Draft(1, 0)):
+        with pytest.raises(WorkbenchError, match="1 to 2 of this model's 3 loops"):
+            Engine.from_model(model, draft=draft)
+    drafting = Engine.from_model(model, max_batch=1, draft=Draft())
+    with pytest.raises(WorkbenchError, match="one or the other"):
+        drafting.generate([[1]], max_new_tokens=1, temperature=0, exit_threshold=0.5)

@@ -12,7 +12,8 @@ import pytest
 from run_factory import METRIC_SCHEMA, metric_rows
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report import bars, figures, theme
+from nanochat_lib.report import bars, figures, speed, theme
+from nanochat_lib.report.content import texts
 from nanochat_lib.report.run_data import MAX_POINTS, downsample
 
 # Severe colour blindness in linear RGB: Machado, Oliveira and Fernandes 2009, table 1, severity 1.
@@ -153,16 +154,39 @@ def test_nothing_recorded_gives_a_reason() -> None:
         bars.compile_rate_by_source({}),
         bars.difficulty_mix({}),
         bars.error_codes([]),
+        texts.accepted_rewrites([]),
+        texts.vocabularies([]),
         bars.evaluation_bars(pl.DataFrame(), "pass@1"),
         bars.policy_bars({}, {}),
         bars.loss_by_position([]),
-        bars.kernel_bars([]),
-        bars.kernel_roofline([]),
+        speed.kernel_bars([]),
+        speed.memory_roofline([]),
+        speed.exit_speed([]),
+        speed.token_parts([]),
         bars.memory_plan([]),
     ):
         assert figure.layout.meta["missing"]
         assert figure.layout.title.text
         assert not figure.data
+
+
+def test_rewrites_and_vocabularies_are_drawn_with_their_counts() -> None:
+    rows = [
+        {"rewrite": "rename_locals", "n_judged": 40, "n_accepted": 39},
+        {"rewrite": "loop_to_while", "n_judged": 0, "n_accepted": 0},
+    ]
+    figure = texts.accepted_rewrites(rows)
+    assert [bar.x[0] for bar in figure.data] == [0.975]
+    assert "97.5% (39 of 40)" in figure.layout.annotations[0].text
+    sizes = [
+        {"name": "ours", "vocab_size": 512, "n_bytes": 90, "n_tokens": 40, "bytes_per_token": 2.25},
+        {"name": "GPT-2: absent", "vocab_size": 0, "n_bytes": 0, "n_tokens": 0,
+         "bytes_per_token": 0.0},
+    ]  # fmt: skip
+    (bar,) = texts.vocabularies(sizes).data
+    assert bar.x[0] == 2.25
+    *_, block = texts.text_blocks({"vocabularies": sizes}, "source")
+    assert "GPT-2: absent." in block.reading
 
 
 def test_downsampling_keeps_a_spike_of_one_step() -> None:
@@ -229,18 +253,32 @@ def test_memory_plan_adds_up_and_shows_what_there_is() -> None:
     assert figure.layout.shapes[0].x0 == 8.0
 
 
-def test_roofline_is_what_reading_allows() -> None:
-    common = {"n": 4, "k": 4, "us_median": 1.0, "n_repeats": 3, "ratio_to_numpy_f32": 2.0}
+def test_the_memorys_roof_is_the_better_way_of_reading() -> None:
+    common = {
+        "section": "working_set", "n": 4, "k": 4, "us_median": 1.0, "n_repeats": 3, "packing": "",
+    }  # fmt: skip
     rows = [
-        common | {"kernel": "read", "backend": "numba", "batch": 0, "gb_per_s": 10.0, "gops": 0.0},
-        common | {"kernel": "ternary", "backend": "avx2", "batch": 1, "gb_per_s": 5.0, "gops": 40},
-        common | {"kernel": "ternary", "backend": "avx2", "batch": 8, "gb_per_s": 2.0, "gops": 128},
-    ]
-    figure = bars.kernel_roofline(rows)
-    points, line = figure.data
-    assert list(points.x) == [8.0, 64.0]
-    assert list(line.y) == [80.0, 640.0]
-    assert all(y <= limit for y, limit in zip(points.y, line.y, strict=True))
+        common
+        | {"kernel": kernel, "backend": backend, "packing": packing, "set_mb": mb, "gb_per_s": rate}
+        for kernel, backend, packing, mb, rate in (
+            ("read", "one stream", "", 1.0, 90.0), ("read", "four streams", "", 1.0, 80.0),
+            ("read", "one stream", "", 600.0, 14.0), ("read", "four streams", "", 600.0, 18.0),
+            ("ternary", "amx", "2bit", 1.0, 50.0), ("ternary", "amx", "2bit", 600.0, 17.0),
+            ("ternary", "amx", "base3", 1.0, 20.0), ("ternary", "amx", "base3", 590.0, 16.0),
+        )
+    ]  # fmt: skip
+    two_bits, base3, roof = speed.memory_roofline(rows).data
+    assert (list(two_bits.x), list(two_bits.y)) == ([1.0, 600.0], [50.0, 17.0])
+    assert list(base3.y) == [20.0, 16.0]
+    assert (list(roof.x), list(roof.y)) == ([1.0, 600.0], [90.0, 18.0])
+
+
+def test_parts_of_a_token_add_up_to_it() -> None:
+    parts = {"products": 130.0, "head": 50.0, "rest": 20.0, "token": 200.0}
+    rows = [{"section": "part", "what": name, "us": us} for name, us in parts.items()]
+    figure = speed.token_parts(rows)
+    assert sum(trace.x[0] for trace in figure.data) == 200.0
+    assert "token" not in [trace.name for trace in figure.data]
 
 
 def evaluation_row(task_set: str, metric: str, rate: float) -> dict[str, object]:

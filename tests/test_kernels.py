@@ -1,5 +1,6 @@
 """Kernels: integers bit-equal to the reference on every backend, and refusals at the door."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from kernels import cpu, reference
 from kernels.compile import LEVELS
 
 BACKENDS = ["reference", *LEVELS]
+PACKINGS = list(kernels.PACKINGS)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -39,48 +41,57 @@ def test_reference_is_the_plain_dot_product():
     assert np.array_equal(reference.accumulate(codes, x_q), exact_products(codes, x_q))
 
 
-def test_every_tail_length_is_bit_equal(backend):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_every_tail_length_is_bit_equal(backend, packing):
     rng = np.random.default_rng(1)
     for k in [*range(1, 50), 127, 128, 129, 255, 256, 257, 271]:
         n, b = 1 + k % 37, 1 + k % 6
         codes = rng.integers(-1, 2, (n, k)).astype(np.int8)
         x_q = rng.integers(-128, 128, (b, k)).astype(np.int8)
-        found = kernels.accumulate(kernels.pack(codes), x_q, n_rows=n, backend=backend)
+        packed = kernels.pack(codes, packing)
+        found = kernels.accumulate(packed, x_q, n_rows=n, packing=packing, backend=backend)
         assert np.array_equal(found, reference.accumulate(codes, x_q)), (n, k, b)
 
 
 @pytest.mark.parametrize("code", [-1, 0, 1])
 @pytest.mark.parametrize("x", [-128, -127, 127])
 @pytest.mark.parametrize("k", [128, 2560, 6912])
-def test_extreme_inputs_do_not_overflow(backend, code, x, k):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_extreme_inputs_do_not_overflow(backend, code, x, k, packing):
     """All codes equal, all activations at the end of int8: the largest sums there are."""
-    packed = kernels.pack(np.full((17, k), code, dtype=np.int8))
+    packed = kernels.pack(np.full((17, k), code, dtype=np.int8), packing)
     for b in (1, 5):
         x_q = np.full((b, k), x, dtype=np.int8)
-        found = kernels.accumulate(packed, x_q, n_rows=17, backend=backend)
+        found = kernels.accumulate(packed, x_q, n_rows=17, packing=packing, backend=backend)
         assert (found == code * x * k).all()
 
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
 @pytest.mark.parametrize("x", [-128, 127])
-def test_longest_row_is_exact(name, x):
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("code", [-1, 1])
+def test_longest_row_is_exact(name, x, packing, code):
     if name not in kernels.backends():
         pytest.skip(f"{name}: this CPU cannot run it")
-    k = kernels.MAX_K
-    packed = kernels.pack(np.ones((1, k), dtype=np.int8))
-    x_q = np.full((4, k), x, dtype=np.int8)
-    assert (kernels.accumulate(packed, x_q, n_rows=1, backend=name) == x * k).all()
+    k = kernels.PACKINGS[packing].max_k
+    packed = kernels.pack(np.full((1, k), code, dtype=np.int8), packing)
+    for b in (1, 4):
+        x_q = np.full((b, k), x, dtype=np.int8)
+        found = kernels.accumulate(packed, x_q, n_rows=1, packing=packing, backend=name)
+        assert (found == code * x * k).all()
 
 
-@pytest.mark.parametrize("shape", [(32, 64, 32), (80, 1100, 67), (48, 530, 96), (17, 40, 33)])
-def test_many_tokens_are_bit_equal(backend, shape):
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("shape", [(32, 64, 32), (80, 1100, 67), (48, 530, 96), (300, 40, 33)])
+def test_many_tokens_are_bit_equal(backend, shape, packing):
     """Enough tokens for tiles; tokens, row groups and inputs left over; extreme values."""
     n, k, b = shape
     rng = np.random.default_rng(6)
     codes = rng.integers(-1, 2, (n, k)).astype(np.int8)
     x_q = rng.integers(-128, 128, (b, k)).astype(np.int8)
     codes[0], codes[-1], x_q[0], x_q[-1] = 1, 0, 127, -128
-    found = kernels.accumulate(kernels.pack(codes), x_q, n_rows=n, backend=backend, threads=2)
+    packed, options = kernels.pack(codes, packing), {"packing": packing, "backend": backend}
+    found = kernels.accumulate(packed, x_q, n_rows=n, threads=2, **options)
     assert np.array_equal(found, reference.accumulate(codes, x_q))
 
 
@@ -91,10 +102,11 @@ def test_random_shapes_are_bit_equal_on_all_backends(seed, n, k, b):
     codes = rng.integers(-1, 2, (n, k)).astype(np.int8)
     codes[rng.random(n) < 0.2] = 0  # empty rows
     x_q = rng.integers(-128, 128, (b, k)).astype(np.int8)
-    packed, wanted = kernels.pack(codes), reference.accumulate(codes, x_q)
-    for name in kernels.backends():
-        found = kernels.accumulate(packed, x_q, n_rows=n, backend=name)
-        assert np.array_equal(found, wanted), name
+    wanted = reference.accumulate(codes, x_q)
+    for name, packing in itertools.product(kernels.backends(), PACKINGS):
+        packed = kernels.pack(codes, packing)
+        found = kernels.accumulate(packed, x_q, n_rows=n, packing=packing, backend=name)
+        assert np.array_equal(found, wanted), (name, packing)
 
 
 def test_quantised_activations_match_the_reference(backend):
@@ -126,6 +138,27 @@ def test_per_tensor_and_per_row_scales(backend):
     assert np.array_equal(each, reference.ternary_matmul(packed, rows, x, 21))
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_scale_for_each_group_of_inputs(backend, packing):
+    """Against the dequantised weight in float64: each group of inputs has its own row scales."""
+    rng = np.random.default_rng(7)
+    codes = rng.integers(-1, 2, (21, 240)).astype(np.int8)
+    x = rng.standard_normal((3, 240)).astype(np.float32)
+    scales = rng.random((4, 21)).astype(np.float32)
+    packed = np.stack([kernels.pack(part, packing) for part in np.split(codes, 4, axis=1)])
+    options = {"packing": packing, "backend": backend}
+    found = kernels.ternary_matmul(packed, scales, x, **options)
+    x_q, act_scale = reference.quantize_activations(x)
+    weight = codes * np.repeat(scales, 60, axis=0).reshape(4, 60, 21).transpose(2, 0, 1).reshape(
+        21, 240
+    ).astype(np.float64)
+    wanted = act_scale[:, None] * (x_q.astype(np.float64) @ weight.T)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    one = kernels.ternary_matmul(packed, scales[:, :1].copy(), x, n_rows=21, **options)
+    each = kernels.ternary_matmul(packed, np.repeat(scales[:, :1], 21, axis=1), x, **options)
+    assert np.array_equal(one, each)
+
+
 def test_threads_give_the_same_bits(backend):
     rng = np.random.default_rng(4)
     codes = rng.integers(-1, 2, (100, 200)).astype(np.int8)
@@ -147,11 +180,11 @@ def test_dense_product_does_not_depend_on_the_batch():
     tiles = np.ascontiguousarray(weight.reshape(7, 16, 70).transpose(0, 2, 1))
     x = rng.standard_normal((7, 70)).astype(np.float32)
     together = np.empty((7, 112), dtype=np.float32)
-    cpu.dense(tiles, x, 7, 70, together)
+    cpu.dense(tiles, x, 7, 70, (0, 7), together)
     np.testing.assert_allclose(together, x.astype(np.float64) @ weight.T, rtol=1e-4, atol=1e-5)
     for token in range(7):
         alone = np.empty((1, 112), dtype=np.float32)
-        cpu.dense(tiles, x[token : token + 1], 1, 70, alone)
+        cpu.dense(tiles, x[token : token + 1], 1, 70, (0, 7), alone)
         assert np.array_equal(alone[0], together[token])
 
 
@@ -177,6 +210,14 @@ BAD = {
     "weight_scale holds NaN": {"weight_scale": float("nan")},
     "packed must be uint8 (5": {"n_rows": 70},
     "no kernel backend": {"backend": "cuda"},
+    "no packing": {"packing": "3bit"},
+    "packed must be uint8 (2, 2, 64)": {"packing": "base3"},
+    "1 <= K <= 65535": {"x": np.ones((1, 70_000), dtype=np.float32), "packing": "base3"},
+    "the 3 groups": {
+        "packed": np.zeros((3, 2, 1, 64), dtype=np.uint8),
+        "weight_scale": np.ones((3, 20)),
+    },
+    "weight_scale must be float32 (2, N)": {"packed": np.zeros((2, 2, 2, 64), dtype=np.uint8)},
 }
 
 
@@ -186,6 +227,41 @@ def test_bad_arguments_are_refused_before_a_kernel_runs(backend, reason):
     with pytest.raises(ValueError) as refusal:
         kernels.ternary_matmul(**arguments)
     assert reason in str(refusal.value)
+
+
+SHAPES = [(2, 3, 64), (2, 2, 64), (1, 3, 64), (2, 2, 2, 64), (0, 3, 64), (2, 3, 0)]
+ODD = [
+    *[None, 0, -1, 20, 1.5, "x", [], float("nan")],
+    *[np.zeros(shape, np.uint8) for shape in SHAPES],
+    *[np.ones(shape, np.float32) for shape in [(20,), (1, 20), (2, 20), (2, 41), (0, 40)]],
+    *[np.ones((2, 40), kind) for kind in (np.float16, np.float64, np.int8, object)],
+    np.full((2, 40), np.inf, np.float32),
+    np.ones((2, 80), np.float32)[:, ::2],
+    np.frombuffer(bytes(321), np.uint8)[1:].view(np.float32).reshape(2, 40),  # not aligned
+    np.frombuffer(bytes(range(128)) * 3, np.uint8).reshape(2, 3, 64),  # corrupted
+    np.zeros((2, 3, 64), np.int8),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["packed", "weight_scale", "x", "n_rows"]),
+        st.sampled_from(ODD),
+        max_size=3,
+    ),
+    st.sampled_from(PACKINGS),
+    st.sampled_from(kernels.backends()),
+)
+def test_whatever_the_arguments_an_error_or_a_product(changes, packing, name):
+    """No combination of odd values ends the process, and what is not refused has its shape."""
+    arguments = sound_arguments() | {"packing": packing, "backend": name} | changes
+    try:
+        found = kernels.ternary_matmul(**arguments)
+    except (ValueError, TypeError):
+        return
+    assert found.dtype == np.float32
+    assert found.shape[0] == len(arguments["x"])
 
 
 def test_backend_is_chosen_by_argument_then_environment_then_machine(monkeypatch):

@@ -6,35 +6,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kernels import MAX_K, check_packed, pack, packed_shape, unpack
+from kernels import MAX_K, PACKINGS, check_packed, pack, packed_shape, unpack
 
 
-def field_by_field(packed: np.ndarray, row: int, column: int) -> int:
+def field_by_field(packed: np.ndarray, row: int, column: int, packing: str) -> int:
     """Read one code by the drawing in packing.py, without any array operation."""
-    lane, inner = row % 16, column % 16
-    byte = int(packed[row // 16, column // 16, 4 * lane + inner % 4])
-    return (byte >> (2 * (inner // 4)) & 3) - 1
+    inputs = {"2bit": 16, "base3": 20}[packing]
+    lane, inner = row % 16, column % inputs
+    byte = int(packed[row // 16, column // inputs, 4 * lane + inner % 4])
+    if packing == "2bit":
+        return (byte >> (2 * (inner // 4)) & 3) - 1
+    return byte * 243 // 256 // 3 ** (4 - inner // 4) % 3 - 1
 
 
-def test_drawn_example_of_the_layout():
+def test_drawn_examples_of_the_layouts():
     codes = np.zeros((1, 16), dtype=np.int8)
     codes[0, [0, 4, 8, 12]] = [1, 0, -1, 1]
     assert pack(codes)[0, 0, 0] == 0b10_00_01_10
+    codes = np.zeros((1, 20), dtype=np.int8)
+    codes[0, [0, 4, 8, 12, 16]] = [1, -1, -1, -1, -1]  # digits 2, 0, 0, 0, 0
+    assert pack(codes, "base3")[0, 0, 0] == 171
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
+    st.sampled_from(list(PACKINGS)),
     st.tuples(st.integers(1, 40), st.integers(1, 70)).flatmap(
         lambda shape: arrays(np.int8, shape, elements=st.integers(-1, 1))
-    )
+    ),
 )
-def test_unpack_inverts_pack_and_every_field_is_where_the_drawing_says(codes):
-    packed = pack(codes)
+def test_unpack_inverts_pack_and_every_field_is_where_the_drawing_says(packing, codes):
+    packed = pack(codes, packing)
     n, k = codes.shape
-    assert packed.shape == packed_shape(n, k)
-    assert np.array_equal(unpack(packed, n, k), codes)
+    assert packed.shape == packed_shape(n, k, packing)
+    assert np.array_equal(unpack(packed, n, k, packing), codes)
+    check_packed(packed, n, k, packing)
     for row, column in [(0, 0), (n - 1, k - 1), (n // 2, k // 2)]:
-        assert field_by_field(packed, row, column) == codes[row, column]
+        assert field_by_field(packed, row, column, packing) == codes[row, column]
+
+
+def test_all_numbers_of_five_digits_come_back():
+    """Each of the 243 bytes, and a refusal of the 13 that are none."""
+    digits = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 5, indexing="ij"), axis=-1)
+    codes = np.zeros((243, 20), dtype=np.int8)
+    codes[:, ::4] = digits.reshape(243, 5)
+    packed = pack(codes, "base3")
+    assert np.array_equal(unpack(packed, 243, 20, "base3"), codes)
+    bytes_used = set(packed.reshape(-1, 16, 4)[:, :, 0].ravel()[:243].tolist())
+    assert len(bytes_used) == 243
+    for byte in set(range(256)) - bytes_used:
+        packed[3, 0, 5] = byte
+        with pytest.raises(ValueError, match="corrupted"):
+            unpack(packed, 243, 20, "base3")
 
 
 def test_padding_holds_code_zero():

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig, RunConfig
+from nanochat_lib.data.batches import Recipe
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint
 from nanochat_lib.model.looplm import LoopLM
@@ -41,8 +42,9 @@ class ToyData:
     def __init__(self, largest=40):
         self.largest = largest
 
-    def batch(self, step, *, batch_size, seq_len, seed, tinyrust_share, split="train"):
-        return self._rows(np.random.default_rng([seed, step]), batch_size, seq_len)
+    def rows(self, step, recipe, chosen):
+        rng = np.random.default_rng([recipe.seed, step])
+        return self._rows(rng, recipe.batch_size, recipe.seq_len)[list(chosen)]
 
     def validation_windows(self, kind, seq_len, max_windows):
         return self._rows(np.random.default_rng(10**6), min(max_windows, 8), seq_len)
@@ -155,6 +157,15 @@ def test_equal_seeds_give_equal_losses_and_others_do_not(whole, tmp_path):
     config = configured(total_steps=6, gate_steps=0)
     pretrain(config.model_copy(update={"seed": 1}), ToyData(), tmp_path / "b", log=other)
     assert other.series(Metric.LOSS)[0] != recorder.series(Metric.LOSS)[0]
+
+
+def test_batches_prepared_ahead_change_nothing(whole, tmp_path):
+    _, recorder, _ = whole
+    hardware = HardwareConfig(cpu_threads=1, loader_workers=2, prefetch_factor=3, pin_memory=True)
+    config = configured().model_copy(update={"hardware": hardware})
+    ahead = Recorder()
+    pretrain(config, ToyData(), tmp_path, log=ahead)
+    assert ahead.without_times() == recorder.without_times()
 
 
 @pytest.mark.parametrize("stop_at", [3, 8, 12])
@@ -293,7 +304,7 @@ def test_a_bad_loss_stops_with_its_batch(tmp_path, monkeypatch, jump, word):
     with pytest.raises(WorkbenchError, match=f"step 3: the loss is {word}"):
         pretrain(configured(), ToyData(), tmp_path, log=Recorder())
     batch = load_file(tmp_path / "bad_batch_step_000003.safetensors")["tokens"].numpy()
-    expected = ToyData().batch(3, batch_size=8, seq_len=16, seed=0, tinyrust_share=0.5)
+    expected = ToyData().rows(3, Recipe(batch_size=8, seq_len=16), range(8))
     assert np.array_equal(batch, expected)
 
 

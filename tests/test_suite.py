@@ -12,7 +12,7 @@ from threading import Event
 import polars as pl
 import pytest
 
-from nanochat_lib.config import RunConfig
+from nanochat_lib.config import HardwareConfig, RunConfig
 from nanochat_lib.data.tokenizer import train_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals import suite
@@ -204,7 +204,7 @@ def test_failures_are_counted_by_verdict_and_code() -> None:
 def test_evaluation_writes_what_its_model_deserves(
     tmp_path: Path, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "open_writer", lambda path, threads: _ScriptedWriter())
+    monkeypatch.setattr(suite, "open_writer", lambda path, hardware: _ScriptedWriter())
     logged, seen = [], []
     summary = evaluate(
         {"pretrain": tmp_path},
@@ -236,7 +236,7 @@ def test_evaluation_writes_what_its_model_deserves(
 def test_a_stop_leaves_nothing_half_written(
     tmp_path: Path, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "open_writer", lambda path, threads: _ScriptedWriter())
+    monkeypatch.setattr(suite, "open_writer", lambda path, hardware: _ScriptedWriter())
     stop = Event()
     stop.set()
     with pytest.raises(KeyboardInterrupt):
@@ -354,7 +354,7 @@ def test_equal_texts_are_samples_and_missing_tasks_are_counted(tmp_path: Path) -
 def test_a_prompt_that_is_too_long_keeps_its_end(tiny_config: RunConfig, checkpoint: Path) -> None:
     from nanochat_lib.evals.generation import open_writer
 
-    writer = open_writer(checkpoint, threads=1)
+    writer = open_writer(checkpoint, HardwareConfig(cpu_threads=1))
     long = "/// " + "very " * 200 + "long.\nfn f(x: i32) -> i32 {"
     (batch,) = writer.complete([long, TASKS[0].prompt], tiny_config.eval)
     assert [found.is_prompt_cut for _, found in batch] == [True, False]
@@ -366,7 +366,7 @@ def test_white_space_after_a_prompt_changes_no_completion(
 ) -> None:
     from nanochat_lib.evals.generation import open_writer
 
-    writer = open_writer(checkpoint, threads=2)
+    writer = open_writer(checkpoint, HardwareConfig(cpu_threads=2))
     settings = tiny_config.eval.model_copy(update={"temperature": 1.0})
     for task in builtin_tasks()[:3]:
         variants = [task.prompt + ending for ending in ("", "\n", "\n    ", "\n\n\t")]
@@ -380,7 +380,7 @@ def test_a_completion_depends_on_seed_prompt_and_number_only(
 ) -> None:
     from nanochat_lib.evals.generation import open_writer
 
-    writer = open_writer(checkpoint, threads=2)
+    writer = open_writer(checkpoint, HardwareConfig(cpu_threads=2))
     prompts = [task.prompt for task in builtin_tasks()[:6]]
     settings = tiny_config.eval.model_copy(update={"temperature": 1.0})
 

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from nanochat_lib.data.tinyrust import grammar
+from nanochat_lib.data.tinyrust.confirm import confirm
 from nanochat_lib.data.tinyrust.family import Err, Ok, Rust, Some, literal, plain, split_types
 from nanochat_lib.data.tinyrust.generate import (
     FAMILIES,
@@ -47,11 +48,45 @@ def every_family_and_idiom(n_each: int, seed: int) -> list[TinyExample]:
 
 def test_there_are_enough_families() -> None:
     levels = Counter(family.level for family in FAMILIES)
-    assert sum(levels[level] for level in (1, 2, 3, 4)) >= 20
+    assert len(FAMILIES) >= 60
+    assert min(levels.values()) >= 10
     assert set(levels) == set(LEVELS)
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     for level in LEVELS:
         assert any(f.held for f in FAMILIES if f.level == level), f"no held-out family at {level}"
+
+
+# What the families must show, each in several of them: a mark of it in the text.
+FEATURES = {
+    "integers": r"\bi(32|64)\b", "small integers": r"\b(u8|i8|u16|u32|u64)\b", "floats": r"\bf64\b",
+    "bool": r"-> bool", "strings": r"&str", "owned strings": r"[>:] String",
+    "slices": r"&\[",
+    "arrays": r"\[i(32|64); \w\]", "vectors": r"Vec<", "options": r"Option<", "results": r"Result<",
+    "tuples": r"\(i(32|64), |\(usize, ", "structs": r"\bstruct ", "enums": r"\benum ",
+    "match": r"\bmatch ", "closures": r"\|x\|", "iterators": r"\.(map|filter|fold)\(",
+    "own iterators": r"impl Iterator", "generics": r"<T: |<F: |<T>", "const generics": r"<const N",
+    "lifetimes": r"<'a>", "mutable borrows": r"&mut ", "moves": r"\(mut ",
+    "traits": r"\bimpl \w+ for", "trait objects": r"dyn ", "operators": r"impl (Add|Sub) for",
+    "loops": r"\bwhile |\bfor ",
+    "early returns": r"\?;|return ", "boxes": r"Box<", "maps": r"BTreeMap",
+}  # fmt: skip
+
+
+def test_the_families_show_the_language() -> None:
+    seen: dict[str, set[str]] = {feature: set() for feature in FEATURES}
+    recursive = set()
+    for example in every_family_and_idiom(4, seed=2):
+        task = example.task
+        for feature, mark in FEATURES.items():
+            if re.search(mark, example.text):
+                seen[feature].add(task.family)
+        name = re.findall(r"\bfn (\w+)", task.prompt)[-1]
+        if re.search(rf"\b{name}\(", task.canonical_solution):
+            recursive.add(task.family)
+    rare = {"arrays", "const generics", "own iterators", "operators", "maps", "trait objects"}
+    for feature, families in seen.items():
+        assert len(families) >= (1 if feature in rare else 3), (feature, families)
+    assert len(recursive) >= 5
 
 
 def test_equal_seeds_give_equal_examples() -> None:
@@ -67,13 +102,19 @@ def test_examples_are_distinct_and_shared_evenly(examples: list[TinyExample]) ->
     assert min(levels.values()) > 0.8 * len(examples) / len(LEVELS)
 
 
-def test_a_task_is_the_same_whatever_the_seed() -> None:
+def test_a_prompt_decides_its_tests_and_its_split() -> None:
     """Tests belong to the function and not to the moment it was drawn."""
-    one = {e.task.task_id: e for e in generate((1,), 2500, seed=1)}
-    other = {e.task.task_id: e for e in generate((1,), 2500, seed=2)}
-    both = one.keys() & other.keys()
-    assert len(both) > 100
-    assert all(one[key] == other[key] for key in both)
+    n_again = 0
+    for family in FAMILIES:
+        seen: dict[str, tuple[str, str]] = {}
+        for draw in range(1500):
+            task = write_out(family, family.sketch(Random(f"{family.name} {draw}")), 0).task
+            n_again += task.prompt in seen
+            assert seen.setdefault(task.prompt, (task.tests, task.split)) == (
+                task.tests,
+                task.split,
+            ), task.prompt
+    assert n_again > 10_000
 
 
 def test_prompt_and_solution_follow_the_contract(examples: list[TinyExample]) -> None:
@@ -85,7 +126,7 @@ def test_prompt_and_solution_follow_the_contract(examples: list[TinyExample]) ->
         assert "///" in task.prompt
         assert "#[test]" in task.tests
         assert "use super::*;" in task.tests
-        assert task.tests.count("assert_eq!") >= 3
+        assert task.tests.count("            (") >= 3  # cases of the table
         assert "#[test]" not in example.text
 
 
@@ -99,7 +140,7 @@ def test_solutions_survive_truncation(examples: list[TinyExample]) -> None:
 def test_prompts_say_everything_the_body_needs(examples: list[TinyExample]) -> None:
     """Every number of a body, but 0, 1 and 2, stands in its prompt: nothing must be guessed."""
     for example in examples:
-        body = re.sub(r"_?[iu](32|64)", "", example.task.canonical_solution)
+        body = re.sub(r"_?[iuf](32|64)", "", example.task.canonical_solution)
         wanted = set(re.findall(r"\b\d+\b", body)) - {"0", "1", "2"}
         assert wanted <= set(re.findall(r"\d+", example.task.prompt)), example.text
 
@@ -225,6 +266,25 @@ def test_every_family_passes_rustc_and_its_tests(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_examples_pass_rustc_and_their_tests(tmp_path: Path) -> None:
     assert_all_pass(every_family_and_idiom(8, seed=23), tmp_path)
+
+
+@pytest.mark.slow
+def test_there_are_a_hundred_thousand_distinct_examples() -> None:
+    """Distinct by prompt and solution, from every family, and no family in two kinds of split."""
+    texts, families = set(), {}
+    for example in generate(LEVELS, 100_000, seed=0):
+        texts.add(example.text)
+        is_held = example.task.split == "held_family"
+        families.setdefault(example.task.family, set()).add(is_held)
+    assert len(texts) == 100_000
+    assert families.keys() == {family.name for family in FAMILIES}
+    assert all(families[family.name] == {family.held} for family in FAMILIES)
+
+
+@pytest.mark.slow
+def test_five_thousand_examples_pass() -> None:
+    judged = confirm(generate(LEVELS, 5000, seed=17))
+    assert Counter(v.verdict for v in judged) == {Verdict.PASSED: 5000}
 
 
 @pytest.mark.slow

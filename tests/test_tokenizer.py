@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat_lib.data import tokenizer as module
 from nanochat_lib.data.tokenizer import (
     CONTROL_TOKENS,
+    compare_vocabularies,
     encode_prompt,
     load_tokenizer,
     train_tokenizer,
@@ -114,6 +116,27 @@ def test_pieces_are_cut_as_the_llama_bpe_rule_says(tokenizer):
     pieces = [p for p, _ in tokenizer.pre_tokenizer.pre_tokenize_str("fn f(x1234) {\n    let y")]
     shown = [piece.replace("Ġ", " ").replace("Ċ", "\n") for piece in pieces]
     assert shown == ["fn", " f", "(x", "123", "4", ")", " {\n", "   ", " let", " y"]
+
+
+def test_larger_vocabularies_hold_more_bytes_in_a_token(tokenizer):
+    texts = [p + b for p, b in prompts(600)]
+    train, held_out = texts[:400], texts[400:]
+    ours, small, large, gpt2 = compare_vocabularies(tokenizer, train, held_out, (300, 480))
+    n_bytes = sum(len(text.encode()) for text in held_out)
+    assert {row.n_bytes for row in (ours, small, large)} == {n_bytes}
+    assert ours.n_tokens == sum(len(tokenizer.encode(text).ids) for text in held_out)
+    assert [row.vocab_size for row in (ours, small, large)] == [420, 300, 480]
+    assert small.bytes_per_token < ours.bytes_per_token < large.bytes_per_token
+    assert gpt2.n_tokens or (gpt2.bytes_per_token == 0 and "not in" in gpt2.name)
+
+
+def test_gpt2_is_measured_where_its_file_is(tokenizer, tmp_path, monkeypatch):
+    """A byte-level BPE of another size stands in for it; the search is the only thing replaced."""
+    train_tokenizer([p + b for p, b in prompts(100)], 350).save(str(tmp_path / "gpt2.json"))
+    monkeypatch.setattr(module, "_gpt2_path", lambda: str(tmp_path / "gpt2.json"))
+    *_, gpt2 = compare_vocabularies(tokenizer, ["fn main() {}"], ["fn a() {}"], ())
+    assert (gpt2.name, gpt2.vocab_size) == ("GPT-2", 350)
+    assert gpt2.bytes_per_token > 1
 
 
 def test_too_small_a_vocabulary_is_refused():

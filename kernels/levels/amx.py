@@ -7,7 +7,7 @@ every load then serves two products. A stretch of weights is decoded once into a
 in the nearest cache, and multiplied with as many tokens as fit the next cache.
 
 What is left over (tokens beyond a multiple of 32, an odd row group, single tokens) is done by
-vnni.py. The process needs the system's permission to use tiles (see compile.py).
+vnni.py, and so is everything in a process that the system does not let use tiles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from kernels import simd
-from kernels.compile import inline
+from kernels.compile import PERMISSION_CALL, inline
 from kernels.levels import vnni
 
 TOKENS = 32
@@ -35,7 +35,7 @@ def accumulate(packed, x_q, x_sum, n_tokens, groups, out):
     """Do what `cpu.accumulate` says with AMX tiles; rows of x_q are read in whole cache lines."""
     tiled = n_tokens // TOKENS * TOKENS
     odd = groups[0] + (groups[1] - groups[0]) // 2 * 2
-    if tiled > 0 and odd > groups[0]:
+    if tiled > 0 and odd > groups[0] and _may_use_tiles() == 0:
         scratch = _scratch()
         _configure()
         most = min(_MOST_TOKENS, max(TOKENS, _TOKEN_BYTES // x_q.shape[1] // TOKENS * TOKENS))
@@ -153,12 +153,11 @@ def _decode_tile(packed, place, tile, ahead, fields):
             first = simd.load_u8x64(packed, at + i * 64)
             second = simd.load_u8x64(packed, at + group_bytes + i * 64)
         else:
-            first, second = _no_weights(), _no_weights()
+            first, second = simd.zeros_u8x64(), simd.zeros_u8x64()
         _store_fields(fields + i * 256, first)
         _store_fields(fields + _GROUP_BYTES + i * 256, second)
 
 
-_no_weights = simd.zeros(simd.U8X64)
 _VOID, _BYTE, _WORD = ir.VoidType(), ir.IntType(8), ir.IntType(64)
 _POINTER = _BYTE.as_pointer()
 # palette 1, then for each of the 8 tiles 64 bytes a row (16-bit numbers from byte 16 on) and 16
@@ -207,6 +206,18 @@ def _address(typingctx, array, index):
         return builder.ptrtoint(pointer, _WORD)
 
     return types.intp(array, types.intp), generate
+
+
+@intrinsic
+def _may_use_tiles(typingctx):
+    """Ask Linux for the use of tiles: 0 when granted, once for all threads; a tenth of a us."""
+
+    def generate(context, builder, signature, args):
+        kind = ir.FunctionType(_WORD, [_WORD], var_arg=True)
+        function = cgutils.get_or_insert_function(builder.module, kind, "syscall")
+        return builder.call(function, [_WORD(number) for number in PERMISSION_CALL])
+
+    return types.intp(), generate
 
 
 @intrinsic

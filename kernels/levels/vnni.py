@@ -62,10 +62,7 @@ def _four_groups(packed, place, x_q, x_sum, token, out):
     x_start, x_end = token * x_q.shape[1], token * x_q.shape[1] + packed.shape[1] * 16
     sum_0, sum_1, sum_2, sum_3 = _zero_fields(), _zero_fields(), _zero_fields(), _zero_fields()
     for x_at in range(x_start, x_end, 16):
-        simd.prefetch(packed, at + _AHEAD)
-        simd.prefetch(packed, at + stride + _AHEAD + _AHEAD_STEP)
-        simd.prefetch(packed, at + 2 * stride + _AHEAD + 2 * _AHEAD_STEP)
-        simd.prefetch(packed, at + 3 * stride + _AHEAD + 3 * _AHEAD_STEP)
+        prefetch_four(packed, at, stride)
         sum_0 = _add_fields(sum_0, simd.load_u8x64(packed, at), x_q, x_at)
         sum_1 = _add_fields(sum_1, simd.load_u8x64(packed, at + stride), x_q, x_at)
         sum_2 = _add_fields(sum_2, simd.load_u8x64(packed, at + 2 * stride), x_q, x_at)
@@ -76,6 +73,15 @@ def _four_groups(packed, place, x_q, x_sum, token, out):
     simd.store_i32x16(out, out_at + rows, _ternary(sum_1, x_sum[token]))
     simd.store_i32x16(out, out_at + 2 * rows, _ternary(sum_2, x_sum[token]))
     simd.store_i32x16(out, out_at + 3 * rows, _ternary(sum_3, x_sum[token]))
+
+
+@inline
+def prefetch_four(packed, at, stride):
+    """Ask for what four streams will read, each a little farther ahead than the one before."""
+    simd.prefetch(packed, at + _AHEAD)
+    simd.prefetch(packed, at + stride + _AHEAD + _AHEAD_STEP)
+    simd.prefetch(packed, at + 2 * stride + _AHEAD + 2 * _AHEAD_STEP)
+    simd.prefetch(packed, at + 3 * stride + _AHEAD + 3 * _AHEAD_STEP)
 
 
 @inline
@@ -102,7 +108,7 @@ def _many_tokens(packed, group, x_q, x_sum, token, out):
     _store_tokens(sums, x_sum, token, out, token * out.shape[1] + group * 16)
 
 
-def _dot(builder, sums, unsigned, signed):
+def dot(builder, sums, unsigned, signed):
     """Emit vpdpbusd: each int32 lane gains four products of bytes."""
     vector, operand = simd.llvm(simd.I32X16), simd.llvm(simd.U8X64)
     kind = ir.FunctionType(vector, [vector, operand, operand])
@@ -111,7 +117,7 @@ def _dot(builder, sums, unsigned, signed):
     return builder.call(function, [sums, unsigned, signed])
 
 
-def _four_inputs(context, builder, array_type, array, index):
+def four_inputs(context, builder, array_type, array, index):
     """Emit the four activations from `index` on, repeated over 64 bytes."""
     pointer = simd.address(context, builder, array_type, array, index, simd.I32)
     inputs = builder.load(pointer, align=1)
@@ -126,9 +132,9 @@ def _add_fields(typingctx, sums, weights, x_q, x_at):
         sums, weights, x_q, x_at = args
         for p in range(4):
             at = builder.add(x_at, ir.Constant(x_at.type, 4 * p))
-            inputs = _four_inputs(context, builder, signature.args[2], x_q, at)
+            inputs = four_inputs(context, builder, signature.args[2], x_q, at)
             field = builder.and_(weights, simd.splat(weights.type, 3 << 2 * p))
-            grown = _dot(builder, builder.extract_value(sums, p), field, inputs)
+            grown = dot(builder, builder.extract_value(sums, p), field, inputs)
             sums = builder.insert_value(sums, grown, p)
         return sums
 
@@ -159,8 +165,8 @@ def _add_tokens(typingctx, sums, weights, x_q, x_at, x_stride):
             field = shifted_field(builder, weights, p)
             at = builder.add(x_at, ir.Constant(x_at.type, 4 * p))
             for token in range(signature.args[0].count):
-                inputs = _four_inputs(context, builder, signature.args[2], x_q, at)
-                grown = _dot(builder, builder.extract_value(sums, token), field, inputs)
+                inputs = four_inputs(context, builder, signature.args[2], x_q, at)
+                grown = dot(builder, builder.extract_value(sums, token), field, inputs)
                 sums = builder.insert_value(sums, grown, token)
                 at = builder.add(at, x_stride)
         return sums

@@ -10,6 +10,7 @@ Letters: B batch, T positions, W windows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, floor
@@ -40,6 +41,17 @@ class _Documents:
         starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
         object.__setattr__(self, "starts", starts)
         object.__setattr__(self, "lengths", ends - starts)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the batch of a step, besides the tokens."""
+
+    batch_size: int
+    seq_len: int
+    seed: int = 0
+    tinyrust_share: float = 0.0
+    split: Split = "train"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +91,27 @@ class TokenData:
         Raises:
             WorkbenchError: the split has no tokens at all.
         """
-        share = self._possible_share(tinyrust_share, split)
-        before, after = step * batch_size, (step + 1) * batch_size
-        tiny_before, tiny_after = floor(before * share), floor(after * share)
-        tiny = _windows(self.documents[f"tinyrust_{split}"], tiny_before, tiny_after, seq_len, seed)
-        real = _windows(
-            self.documents[f"real_{split}"], before - tiny_before, after - tiny_after, seq_len, seed
+        return self.rows(
+            step, Recipe(batch_size, seq_len, seed, tinyrust_share, split), range(batch_size)
         )
-        return np.concatenate([tiny, real])  # (B, T + 1)
+
+    def rows(self, step: int, recipe: Recipe, chosen: Sequence[int]) -> np.ndarray:
+        """Return some rows of the batch of a step, in the order asked for; no others are read.
+
+        Raises:
+            WorkbenchError: the split has no tokens at all.
+        """
+        share = self._possible_share(recipe.tinyrust_share, recipe.split)
+        before = step * recipe.batch_size
+        tiny_before, tiny_after = floor(before * share), floor((before + recipe.batch_size) * share)
+        n_tiny = tiny_after - tiny_before
+        tiny = [tiny_before + row for row in chosen if row < n_tiny]
+        real = [before - tiny_before + row - n_tiny for row in chosen if row >= n_tiny]
+        parts = [
+            _windows(self.documents[f"{kind}_{recipe.split}"], numbers, recipe.seq_len, recipe.seed)
+            for kind, numbers in (("tinyrust", tiny), ("real", real))
+        ]
+        return np.concatenate(parts)  # (rows, T + 1)
 
     def validation_windows(self, kind: Kind, seq_len: int, max_windows: int) -> np.ndarray:
         """Return held-out windows in file order, int64 (W, T + 1), W at most `max_windows`.
@@ -124,15 +149,12 @@ class TokenData:
         return tinyrust_share if n_real else 1.0
 
 
-def _windows(documents: _Documents, first: int, last: int, seq_len: int, seed: int) -> np.ndarray:
-    """Return windows `first` to `last` - 1 of the endless run over epochs, int64 (W, T + 1)."""
-    if first == last:
+def _windows(documents: _Documents, numbers: Sequence[int], seq_len: int, seed: int) -> np.ndarray:
+    """Return windows of the endless run over epochs by their numbers, int64 (W, T + 1)."""
+    if not numbers:
         return np.zeros((0, seq_len + 1), dtype=np.int64)
     n_per_epoch = ceil(len(documents.tokens) / seq_len)
-    rows = [
-        _window(documents, seed, *divmod(number, n_per_epoch), seq_len)
-        for number in range(first, last)
-    ]
+    rows = [_window(documents, seed, *divmod(n, n_per_epoch), seq_len) for n in numbers]
     return np.stack(rows)
 
 

@@ -16,11 +16,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
 from nanochat_lib.data import rows, select
+from nanochat_lib.data.augment.stage import more_rows
 from nanochat_lib.data.card import shards_card
 from nanochat_lib.data.rows import Judged
 from nanochat_lib.data.sources.built import built_candidates
@@ -32,18 +33,20 @@ from nanochat_lib.data.sources.candidates import (
 )
 from nanochat_lib.data.sources.folder import folder_candidates
 from nanochat_lib.data.sources.toolchain import toolchain_candidates
+from nanochat_lib.data.tinyrust.confirm import confirm
 from nanochat_lib.data.tinyrust.generate import TinyExample, generate
+from nanochat_lib.data.tokenizer import compare_vocabularies, load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Level, Metric, Program, RustSource, Verdict, Verified
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.rust.gates.clippy import find_lints
-from nanochat_lib.rust.programs import assemble
 from nanochat_lib.rust.semantics import count_unsafe
 from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
 from nanochat_lib.rust.verify import verify
 
 TASK_SET = PROJECT_ROOT / "nanochat_lib" / "evals" / "task_set"
 RECHECKED_ROWS = 96  # of the finished set, judged once more without the cache
+COMPARED_SIZES = (1024, 4096, 16384)  # of vocabularies, beside ours
 _PROGRAMS_BETWEEN_LOOKS = 32  # at `stop`
 _CANDIDATES_PER_EXAMPLE = 4  # read from a folder for every example wanted
 
@@ -117,6 +120,9 @@ def preprocess(
         gates = ask_gates(work, judged)
     with work.step("choose", "balancing and splitting"):
         chosen = choose(work, judged, gates.linted)
+    with work.step("augment", "writing real Rust in other ways"):
+        more = more_rows(chosen.kept, config, cache_dir)
+        chosen = replace(chosen, kept=[*chosen.kept, *more.added])
     with work.step("tinyrust", "generating TinyRust"):
         tiny = make_tinyrust(work)
     with work.step("recheck", "judging a sample once more"):
@@ -127,6 +133,8 @@ def preprocess(
         "funnel": work.funnel,
         **rows.summarise(config, judged, chosen, tiny, after),
         **facts,
+        "augmentation": more.table,
+        "vocabularies": vocabularies(work, chosen, tiny),
         "gates": gates.summary,
         "rustc": toolchain.version,
         "skipped_files": skipped,
@@ -272,8 +280,12 @@ def make_tinyrust(work: Work) -> rows.TinyRust:
         examples = list(
             generate(levels=data.tinyrust_levels, n=data.tinyrust_examples, seed=work.config.seed)
         )
-    programs = [assemble(e.task, e.task.canonical_solution) for e in examples]
-    verdicts = _judge(work, programs, [Level.TEST] * len(programs), "judging TinyRust")
+    verdicts = confirm(
+        examples,
+        config=work.config.verify,
+        cache_dir=work.cache_dir,
+        on_progress=lambda n: work.tell("judging TinyRust", n),
+    )
     for example, verified in zip(examples, verdicts, strict=True):
         if verified.verdict is not Verdict.PASSED:
             result.rejected.append((example, verified))
@@ -282,6 +294,15 @@ def make_tinyrust(work: Work) -> rows.TinyRust:
         else:
             result.passed.append((example, verified))
     return result
+
+
+def vocabularies(work: Work, chosen: rows.Chosen, tiny: rows.TinyRust) -> list[dict]:
+    """Return the bytes per token of our tokenizer and of others on the held-out real Rust."""
+    real = {s: [j.row.text for j in chosen.kept if j.split == s] for s in ("train", "validation")}
+    train = [*real["train"], *tiny.texts(is_train=True)]
+    ours = load_tokenizer(work.folder / "tokenizer.json")
+    found = compare_vocabularies(ours, train, real["validation"], COMPARED_SIZES)
+    return [asdict(row) | {"bytes_per_token": row.bytes_per_token} for row in found]
 
 
 def recheck(work: Work, kept: Sequence[Judged]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Byte-level BPE: train, load, and encode prompts so that generation starts at a token border.
+"""Byte-level BPE: train, load, compare, encode prompts so that a completion starts at a border.
 
 Input: an iterable of texts. Output: a `tokenizers.Tokenizer` whose JSON form is `tokenizer.json`.
 The pre-tokenizer is the one that GGUF calls `llama-bpe`, so that stock runtimes cut text the same
@@ -8,7 +8,8 @@ the characters `<|endoftext|>` is encoded as ordinary characters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,6 +20,7 @@ END_OF_TEXT = "<|endoftext|>"
 CONTROL_TOKENS = (END_OF_TEXT, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 END_OF_TEXT_ID = 0
 MIN_VOCAB_SIZE = 256 + len(CONTROL_TOKENS)
+_COMPARED_BYTES = 8_000_000  # of text for vocabularies of other sizes: a few seconds for each
 # Contractions | word with one leading sign or space | 1-3 digits | punctuation with its newlines |
 # newlines | spaces before a word keep one for it | spaces. Source: llama.cpp, LLAMA_VOCAB_PRE_TYPE
 # llama3; there `{\n` is one piece, which makes a newline after a prompt a stable border.
@@ -93,6 +95,66 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     Returns: ids; the completion is `"\\n" + tokenizer.decode(generated ids)`.
     """
     return tokenizer.encode(prompt.rstrip() + "\n").ids
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How many bytes a token of one vocabulary holds on the same held-out text."""
+
+    name: str  # "ours", or whose it is
+    vocab_size: int  # 0: not on this machine
+    n_bytes: int
+    n_tokens: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Return UTF-8 bytes per token; 0 where there is nothing to measure."""
+        return self.n_bytes / self.n_tokens if self.n_tokens else 0.0
+
+
+def compare_vocabularies(
+    ours: Tokenizer, train: Sequence[str], held_out: Sequence[str], sizes: Sequence[int]
+) -> list[Compared]:
+    """Measure our vocabulary on held-out text against other sizes and against GPT-2's.
+
+    Args:
+        train: texts that the other sizes are trained on, as ours was; a sample of
+            `_COMPARED_BYTES` is taken from both sets, spread evenly.
+        sizes: other vocabulary sizes; those that the text is too short for come out smaller.
+
+    GPT-2's vocabulary is measured when it lies in the hub's cache; nothing is downloaded.
+    """
+    train, held_out = _spread(train), _spread(held_out)
+    others = [train_tokenizer(train, size) for size in sizes if size >= MIN_VOCAB_SIZE]
+    rows = [_compared("ours", ours, held_out)]
+    rows += [_compared("BPE on the same text", other, held_out) for other in others]
+    gpt2 = _gpt2_path()
+    if gpt2 is None:
+        return [*rows, Compared("GPT-2: not in the hub's cache of this machine", 0, 0, 0)]
+    return [*rows, _compared("GPT-2", Tokenizer.from_file(gpt2), held_out)]
+
+
+def _compared(name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> Compared:
+    n_bytes = sum(len(text.encode()) for text in texts)
+    n_tokens = sum(len(one.ids) for one in tokenizer.encode_batch_fast(list(texts)))
+    return Compared(name, tokenizer.get_vocab_size(), n_bytes, n_tokens)
+
+
+def _spread(texts: Sequence[str]) -> list[str]:
+    """Return every n-th text, so that about `_COMPARED_BYTES` are left."""
+    n_bytes = sum(len(text.encode()) for text in texts)
+    return list(texts[:: max(1, -(-n_bytes // _COMPARED_BYTES))])
+
+
+def _gpt2_path() -> str | None:
+    """Return GPT-2's tokenizer file in the hub's cache, if it is there."""
+    from huggingface_hub import try_to_load_from_cache  # comes with tokenizers; slow to import
+
+    for name in ("openai-community/gpt2", "gpt2"):
+        found = try_to_load_from_cache(name, "tokenizer.json")
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def _treat_controls_as_text(tokenizer: Tokenizer) -> Tokenizer:

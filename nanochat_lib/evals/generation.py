@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from nanochat_lib.config import EvalConfig
+from nanochat_lib.config import EvalConfig, HardwareConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt, load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 
@@ -85,7 +85,7 @@ class Writer:
         )
 
 
-def open_writer(checkpoint: Path, *, threads: int) -> Writer:
+def open_writer(checkpoint: Path, hardware: HardwareConfig) -> Writer:
     """Load a checkpoint folder and pack it for decoding.
 
     Raises:
@@ -99,12 +99,13 @@ def open_writer(checkpoint: Path, *, threads: int) -> Writer:
             f"The checkpoint {checkpoint} holds no tokenizer.json, so its tokens have no meaning: "
             "evaluate a folder that a training stage wrote."
         )
-    return make_writer(loaded.model, loaded.tokenizer_path, threads=threads)
+    return make_writer(loaded.model, loaded.tokenizer_path, hardware)
 
 
-def make_writer(model: LoopLM, tokenizer_path: Path, *, threads: int) -> Writer:
+def make_writer(model: LoopLM, tokenizer_path: Path, hardware: HardwareConfig) -> Writer:
     """Pack a model in memory for decoding."""
     from nanochat_lib.model.engine import Engine
 
-    engine = Engine.from_model(model, max_batch=MAX_BATCH, threads=threads)
+    threads, numa = hardware.cpu_threads, hardware.numa_aware
+    engine = Engine.from_model(model, max_batch=MAX_BATCH, threads=threads, numa=numa)
     return Writer(engine, load_tokenizer(tokenizer_path))

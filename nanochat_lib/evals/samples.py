@@ -29,7 +29,7 @@ def write_samples(config: RunConfig, folder: Path, preprocess: Path) -> list[dic
     """
     sets = evaluation_sets(config.eval, preprocess)
     tasks = [task for found in sets.values() for task in choose_tasks(found, N_PER_SET)]
-    writer = open_writer(folder / "final", threads=config.hardware.cpu_threads)
+    writer = open_writer(folder / "final", config.hardware)
     attempts = [
         make_attempt(tasks[i], found)
         for batch in writer.complete([t.prompt for t in tasks], config.eval, seed=config.seed)

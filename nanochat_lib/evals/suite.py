@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from nanochat_lib.config import EvalConfig, RunConfig
+from nanochat_lib.config import EvalConfig, HardwareConfig, RunConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals import results
 from nanochat_lib.evals.generation import Writer, make_writer, open_writer
@@ -94,7 +94,7 @@ def evaluate(
     work = _Evaluation(config, cache_dir, _Watch(2 * n_programs, progress, stop))
     step = 0
     for checkpoint, path in checkpoints.items():
-        writer = open_writer(path, threads=config.hardware.cpu_threads)
+        writer = open_writer(path, config.hardware)
         for name, tasks in chosen.items():
             episodes = work.judge(work.sample(writer, tasks))
             values = work.record(checkpoint, name, tasks, episodes)
@@ -284,8 +284,7 @@ def continuous_evaluator(
         if writers:
             writers[0].engine.reload(model)
         else:
-            threads = config.hardware.cpu_threads
-            writers.append(make_writer(model, tokenizer_path, threads=threads))
+            writers.append(make_writer(model, tokenizer_path, config.hardware))
         attempts = [
             make_attempt(tasks[i], found)
             for batch in writers[0].complete([task.prompt for task in tasks], greedy)
@@ -314,6 +313,6 @@ def complete_prompt(
     settings = EvalConfig(
         max_new_tokens=max_new_tokens, temperature=temperature, exit_threshold=exit_threshold
     )
-    writer = open_writer(checkpoint, threads=1)
+    writer = open_writer(checkpoint, HardwareConfig(cpu_threads=1))
     ((_, found),) = next(writer.complete([prompt], settings))
     return truncate_completion(found.text)

@@ -183,7 +183,6 @@ def _machine(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
 # an effect. A name leaves this list in the commit that makes it work.
 WITHOUT_EFFECT = (
     "numa_aware", "tensor_parallel", "use_openmp", "openmp_threads", "preferred_kernel",
-    "prefetch_factor", "pin_memory",
 )  # fmt: skip
 
 

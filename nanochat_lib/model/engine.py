@@ -1,34 +1,40 @@
 """The decode engine: a LoopLM generates text on the CPU from packed ternary weights.
 
 In: prompts as token ids; out: tokens, the loop at which each left, and the entropy of the choice.
-Each of `threads` worker threads runs the decode program (decode.py) on its own group of
-sequences, without synchronisation inside a step. Used by MaxRL rollouts, evaluation and the tour.
+Many prompts: each of `threads` worker threads runs the decode program (decoding/generate.py) on its
+own group of sequences, without synchronisation inside a step. Fewer prompts than threads: all
+threads run it together as a team, which shares the rows of every product. Used by MaxRL rollouts,
+evaluation and the tour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 import kernels
-from kernels import cpu
 from kernels.compile import LEVELS
+from kernels.placement import bind_to, copy_share, node_of, numa_nodes
+from kernels.team import Team, new_team
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import usable_cores
-from nanochat_lib.model import decode
-from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.packed import (
+from nanochat_lib.model.decoding.forward import ALL_LOOPS, forward, head
+from nanochat_lib.model.decoding.generate import Job, generate
+from nanochat_lib.model.decoding.packed import (
     State,
     Weights,
     load_weights,
     new_state,
     new_weights,
     shape_of,
+    team_states,
 )
+from nanochat_lib.model.looplm import LoopLM
 
 _HASH = 0x9E3779B97F4A7C15  # spreads (seed, sequence) over 64 bits
 
@@ -40,21 +46,37 @@ class Generation:
     tokens: list[int]
     exit_loops: list[int]  # loops run for each token, from 1
     token_entropy: list[float]  # nats, of the model's own distribution (temperature 1)
+    passes: int  # passes over all loops that the tokens took: fewer than tokens when drafts held
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Let the first loops draft tokens that all loops then verify together; the text is the same.
+
+    `tokens` are drafted by `loops` of the model's loops, at least one less than all.
+    """
+
+    loops: int = 1
+    tokens: int = 4
 
 
 class Engine:
     """Packed weights of one model, and one set of caches and buffers per thread."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, states: list[State], max_seq_len: int
+        self, config: ModelConfig, weights: Weights, states: list[State], options: _Options
     ) -> None:
         self.config = config
-        self.max_seq_len = max_seq_len
+        self.max_seq_len = options.max_seq_len
         self.backend = _backend()
-        self._shape = shape_of(config)
+        self._options = options
+        self._shape = shape_of(config, options.packing)
         self._weights = weights
         self._states = states
-        self._pool = ThreadPoolExecutor(len(states), thread_name_prefix="engine")
+        self._team: list[State] | None = None  # made when there are fewer prompts than threads
+        self._pool = ThreadPoolExecutor(options.threads, thread_name_prefix="engine")
+        if options.nodes:
+            self._weights = self._near_their_threads(weights)
 
     @classmethod
     def from_model(
@@ -64,6 +86,9 @@ class Engine:
         max_batch: int = 64,
         max_seq_len: int | None = None,
         threads: int | None = None,
+        packing: str = "2bit",
+        draft: Draft | None = None,
+        numa: bool = False,
     ) -> Engine:
         """Pack `model` and allocate caches.
 
@@ -71,6 +96,10 @@ class Engine:
             max_batch: sequences decoded at the same time; more prompts wait their turn.
             max_seq_len: longest prompt plus completion; by default the model's.
             threads: worker threads; by default the CPUs this process may use.
+            packing: "2bit", or "base3", a fifth smaller: faster only where weights come from
+                memory at every token, slower where they stay in a cache.
+            draft: draft with fewer loops and verify with all; by default off.
+            numa: bind threads to NUMA nodes, and each thread's share of the weights to its node.
 
         Raises:
             WorkbenchError: a parameter is not finite, or a limit makes no sense for the model.
@@ -78,21 +107,24 @@ class Engine:
         config = model.config
         length = max_seq_len or config.max_seq_len
         threads = threads or usable_cores()
-        if length > config.max_seq_len:
+        _check_limits(config, max_batch, length, threads)
+        options = _Options(length, threads, packing, draft or Draft(0, 0), _nodes(numa))
+        if draft and not (1 <= draft.loops < config.n_loops and draft.tokens >= 1):
             raise WorkbenchError(
-                f"max_seq_len {length} exceeds the model's {config.max_seq_len}. "
-                "Extend the context first (stage 4)."
+                f"Drafting takes 1 to {config.n_loops - 1} of this model's {config.n_loops} loops "
+                f"and at least 1 token, found {draft}."
             )
-        if min(max_batch, length, threads) < 1:
-            raise WorkbenchError(
-                f"max_batch {max_batch}, max_seq_len {length} and threads {threads} "
-                "must all be at least 1."
-            )
-        weights = new_weights(config, length)
-        load_weights(weights, model)
-        n_slots = -(-max_batch // threads)
-        states = [new_state(config, length, n_slots) for _ in range(min(threads, max_batch))]
-        return cls(config, weights, states, length)
+        if packing not in kernels.PACKINGS:
+            known = ", ".join(kernels.PACKINGS)
+            raise WorkbenchError(f"There is no packing {packing!r}; known: {known}.")
+        weights = new_weights(config, length, packing)
+        load_weights(weights, model, packing)
+        n_slots, size = -(-max_batch // threads), {"n_drafts": options.draft.tokens}
+        states = [
+            new_state(config, length, n_slots, packing=packing, **size)
+            for _ in range(min(threads, max_batch))
+        ]
+        return cls(config, weights, states, options)
 
     def reload(self, model: LoopLM) -> None:
         """Pack the current parameters of a model of the same shape again, in place.
@@ -105,7 +137,7 @@ class Engine:
                 f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
                 "Make a new one with Engine.from_model."
             )
-        load_weights(self._weights, model)
+        load_weights(self._weights, model, self._options.packing)
 
     def generate(
         self,
@@ -134,9 +166,14 @@ class Engine:
             WorkbenchError: an argument is out of range.
         """
         self._check(prompts, max_new_tokens, temperature, (top_k, top_p), exit_threshold)
+        if exit_threshold < 1 and self._options.draft.loops:
+            raise WorkbenchError(
+                f"exit_threshold {exit_threshold} leaves loops early, but this engine drafts and "
+                "verifies with all loops: take one or the other."
+            )
         if not prompts:
             return []
-        job = decode.Job(
+        job = Job(
             prompts=np.array([token for prompt in prompts for token in prompt], dtype=np.int64),
             starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
             owners=np.repeat(np.arange(len(prompts)), list(map(len, prompts))),
@@ -146,12 +183,15 @@ class Engine:
             exit_loops=np.zeros((len(prompts), max_new_tokens), np.int64),
             entropy=np.zeros((len(prompts), max_new_tokens), np.float32),
             lengths=np.zeros(len(prompts), np.int64),
+            passes=np.zeros(len(prompts), np.int64),
             interrupt=np.zeros(1, np.bool_),
             temperature=float(temperature),
             top_k=int(top_k),
             top_p=float(top_p),
-            exit_threshold=float(exit_threshold) if exit_threshold < 1 else decode.ALL_LOOPS,
+            exit_threshold=float(exit_threshold) if exit_threshold < 1 else ALL_LOOPS,
             max_seq_len=self.max_seq_len,
+            draft_loops=self._options.draft.loops,
+            draft_tokens=self._options.draft.tokens,
         )
         self._run(job)
         return [
@@ -159,6 +199,7 @@ class Engine:
                 job.tokens[i, :n].tolist(),
                 job.exit_loops[i, :n].tolist(),
                 job.entropy[i, :n].tolist(),
+                int(job.passes[i]),
             )
             for i, n in enumerate(job.lengths.tolist())
         ]
@@ -171,31 +212,40 @@ class Engine:
         shape, ids = self._shape._replace(n_loops=n_loops or self._shape.n_loops), np.array(tokens)
         if not 1 <= shape.n_loops <= self.config.n_loops:
             raise WorkbenchError(f"n_loops {n_loops} is not within 1 to {self.config.n_loops}.")
-        threshold = float(exit_threshold) if exit_threshold < 1 else decode.ALL_LOOPS
+        threshold = float(exit_threshold) if exit_threshold < 1 else ALL_LOOPS
         level, state, weights = LEVELS[self.backend], self._states[0], self._weights
-        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        out, team = np.empty((len(ids), self.config.vocab_size), np.float32), new_team(1)[0]
         for start in range(0, len(ids), len(state.token)):
             n = min(len(state.token), len(ids) - start)
             state.token[:n], state.slot[:n] = ids[start : start + n], 0
             state.position[:n] = np.arange(start, start + n)
-            decode.forward(level, shape, weights, state, n, threshold)
-            cpu.dense(weights.head, state.final, n, shape.d_model, state.logits)
+            forward(level, team, shape, weights, state, n, (0, shape.n_loops), threshold)
+            head(team, shape, weights, state, n)
             out[start : start + n] = state.logits[:n, : self.config.vocab_size]
         return out
 
-    def _run(self, job: decode.Job) -> None:
-        """Hand groups of sequences to the threads; each thread takes the next group when done."""
-        n, n_slots = len(job.lengths), len(self._states[0].k_cache)
-        group = min(n_slots, -(-n // len(self._states)))
-        firsts = iter(range(0, n, group))
+    def _run(self, job: Job) -> None:
+        """Hand out the sequences: in groups to single threads, or all to a team of all threads.
 
-        def work(state: State) -> None:
-            for first in firsts:  # next() on a shared range iterator is atomic under the lock
-                last = min(first + group, n)
-                level = LEVELS[self.backend]
-                decode.generate(level, self._shape, self._weights, state, job, first, last)
+        A single thread takes the next group when it is done; next() on their common iterator is
+        atomic under the interpreter's lock. Members of a team go through the same groups.
+        """
+        n, n_slots, threads = len(job.lengths), len(self._states[0].k_cache), self._options.threads
+        if threads > min(n, len(self._states)):
+            states, members, group = self._team_states(), new_team(threads), n_slots
+            firsts = [iter(range(0, n, group)) for _ in states]
+        else:
+            states, group = self._states, min(n_slots, -(-n // threads))
+            members, firsts = new_team(1) * threads, [iter(range(0, n, group))] * threads
 
-        running = [self._pool.submit(work, state) for state in self._states]
+        def work(state: State, team: Team, groups: Iterator[int]) -> None:
+            self._bind(team)
+            for first in groups:
+                part, level = (first, min(first + group, n)), LEVELS[self.backend]
+                generate(level, team, self._shape, self._weights, state, job, part)
+
+        parts = zip(states, members, firsts, strict=True)
+        running = [self._pool.submit(work, *part) for part in parts]
         try:
             for worker in running:
                 worker.result()
@@ -203,6 +253,31 @@ class Engine:
             job.interrupt[0] = True  # after an interrupt, workers stop at their next token
             for worker in running:
                 worker.exception()
+
+    def _bind(self, team: Team) -> None:
+        if self._options.nodes:
+            bind_to(node_of(team.rank, team.size, self._options.nodes))
+
+    def _near_their_threads(self, weights: Weights) -> Weights:
+        """Return the weights, every product's rows on the node of the thread that reads them."""
+        names = ("qkv", "o", "gate_up", "down")
+        matrices = {name: getattr(weights, name) for name in names}
+        new = {name: np.empty_like(matrix.packed) for name, matrix in matrices.items()}
+
+        def copy(team: Team) -> None:
+            self._bind(team)
+            for name in names:
+                copy_share(matrices[name].packed, new[name], team)
+
+        for job in [self._pool.submit(copy, team) for team in new_team(self._options.threads)]:
+            job.result()
+        placed = {name: matrix._replace(packed=new[name]) for name, matrix in matrices.items()}
+        return weights._replace(**placed)
+
+    def _team_states(self) -> list[State]:
+        if self._team is None:
+            self._team = team_states(self._states[0], self._options.threads)
+        return self._team
 
     def _check(
         self,
@@ -234,6 +309,39 @@ class Engine:
         for name, (value, low, high) in ranges.items():
             if not low <= value <= high:
                 raise WorkbenchError(f"{name} must lie between {low} and {high}, found {value}.")
+
+
+@dataclass(frozen=True)
+class _Options:
+    max_seq_len: int
+    threads: int
+    packing: str
+    draft: Draft
+    nodes: tuple[frozenset[int], ...]  # to bind threads to; empty: do not
+
+
+def _nodes(wanted: bool) -> tuple[frozenset[int], ...]:
+    """Return the nodes to place weights on: none unless wanted, and there are several."""
+    nodes = numa_nodes() if wanted else []
+    if wanted and len(nodes) < 2:
+        logging.getLogger(__name__).warning(
+            "NUMA placement was asked for, but this machine shows %d node: nothing to place.",
+            len(nodes),
+        )
+    return tuple(nodes) if len(nodes) > 1 else ()
+
+
+def _check_limits(config: ModelConfig, max_batch: int, length: int, threads: int) -> None:
+    if length > config.max_seq_len:
+        raise WorkbenchError(
+            f"max_seq_len {length} exceeds the model's {config.max_seq_len}. "
+            "Extend the context first (stage 4)."
+        )
+    if min(max_batch, length, threads) < 1:
+        raise WorkbenchError(
+            f"max_batch {max_batch}, max_seq_len {length} and threads {threads} "
+            "must all be at least 1."
+        )
 
 
 def _backend() -> str:

@@ -1,7 +1,7 @@
 """Bars and areas of counts and rates: rows of a summary in, plotly figures out.
 
 Input: the lists and dictionaries of a stage's `summary.json`, a frame of `EvalResult` rows, rows of
-the kernel bench or of the planner. Like in `figures.py`, a figure without data says why.
+the planner. Like in `figures.py`, a figure without data says why.
 """
 
 from __future__ import annotations
@@ -226,74 +226,6 @@ def _counts(row: Row) -> str:
     if row["metric"] in ("compile_rate", "pass@1", "semantic_ok"):
         return f"{row['n_correct']:,} of {row['n_samples']:,}"
     return f"n = {row['n_samples']:,}"
-
-
-def kernel_bars(rows: Sequence[Row]) -> go.Figure:
-    """Draw how many times as fast as NumPy float32 each kernel is, per shape and batch.
-
-    Args:
-        rows: of `kernels.bench.run_bench`; peers that are not ternary are hatched.
-    """
-    title = "Ternary kernels against NumPy float32"
-    rows = [row for row in rows if row.get("ratio_to_numpy_f32") and row["backend"] != "numpy"]
-    if not rows:
-        return missing_figure(title, "no kernel was timed.")
-    figure = base_figure(title, "", "times as fast as NumPy float32", height=440)
-    for i, (kernel, backend) in enumerate(dict.fromkeys((r["kernel"], r["backend"]) for r in rows)):
-        part = [row for row in rows if (row["kernel"], row["backend"]) == (kernel, backend)]
-        name = plain(f"{kernel.replace('_', ' ')}, {backend}")
-        is_peer = kernel != "ternary"
-        figure.add_bar(
-            x=[f"{row['n']} x {row['k']}<br>batch {row['batch']}" for row in part],
-            y=[row["ratio_to_numpy_f32"] for row in part],
-            name=name,
-            marker={
-                "color": theme.color("muted") if is_peer else theme.series_color(i),
-                "pattern": {"shape": "/x.-"[i % 4] if is_peer else ""},
-            },
-            customdata=[[row["us_median"], row["n_repeats"]] for row in part],
-            hovertemplate="%{x}: %{y:.2f} times, %{customdata[0]:.1f} us (median of "
-            "%{customdata[1]})<extra>" + name + "</extra>",
-        )
-    figure.add_hline(y=1, line={"color": theme.color("text"), "dash": "dot", "width": 1.5})
-    return figure
-
-
-def kernel_roofline(rows: Sequence[Row]) -> go.Figure:
-    """Draw rate over operations per weight byte, under the line that reading memory allows.
-
-    Args:
-        rows: of `kernels.bench.run_bench`; kernel "read" gives the line of its own shape.
-    """
-    title = "Kernels under the roofline"
-    reads = [row["gb_per_s"] for row in rows if row["kernel"] == "read"]
-    rows = [row for row in rows if row["kernel"] != "read" and row.get("gops")]
-    if not rows or not reads:
-        return missing_figure(title, "no kernel was timed beside the reading of memory.")
-    figure = base_figure(title, "operations per weight byte", "billion operations per second")
-    for i, (kernel, backend) in enumerate(dict.fromkeys((r["kernel"], r["backend"]) for r in rows)):
-        part = [row for row in rows if (row["kernel"], row["backend"]) == (kernel, backend)]
-        name = plain(f"{kernel.replace('_', ' ')}, {backend}")
-        figure.add_scatter(
-            x=[row["gops"] / row["gb_per_s"] for row in part],
-            y=[row["gops"] for row in part],
-            name=name,
-            mode="markers",
-            marker={"size": 9, "symbol": i, "color": theme.series_color(i)},
-            text=[f"{row['n']} x {row['k']}, batch {row['batch']}" for row in part],
-            hovertemplate="%{text}: %{y:.1f} GOPS<extra>" + name + "</extra>",
-        )
-    ends = [min(min(t.x) for t in figure.data), max(max(t.x) for t in figure.data)]
-    figure.add_scatter(
-        x=ends,
-        y=[max(reads) * end for end in ends],
-        name=f"as fast as memory is read: {max(reads):.1f} GB/s",
-        mode="lines",
-        line={"color": theme.color("text"), "dash": "dot", "width": 1.5},
-    )
-    figure.update_xaxes(type="log", dtick=1)
-    figure.update_yaxes(type="log", dtick=1)
-    return figure
 
 
 def policy_bars(before: Row, after: Row) -> go.Figure:

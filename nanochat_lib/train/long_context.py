@@ -72,6 +72,7 @@ def extend_context(
         seed=config.seed + 1,  # other windows than pre-training drew
         tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=base.tokenizer_path or find_tokenizer(Path(folder)),
+        hardware=config.hardware,
     )
     with execution.cpu_threads(config.hardware.cpu_threads) as n_threads:
         windows = job.held_out["real"].windows

@@ -280,8 +280,10 @@ def _open_trainer(
             "start from a folder that pre-training wrote."
         )
     policy = Policy(loaded.model, config.maxrl.learning_rate)
-    length, threads = loaded.config.max_seq_len, config.hardware.cpu_threads
-    engine = Engine.from_model(policy.model, max_seq_len=length, threads=threads)
+    length, hardware = loaded.config.max_seq_len, config.hardware
+    engine = Engine.from_model(
+        policy.model, max_seq_len=length, threads=hardware.cpu_threads, numa=hardware.numa_aware
+    )
     sampler = Sampler(engine, load_tokenizer(loaded.tokenizer_path), length)
     train, held_out = _select_tasks(config, tasks, sampler)
     trainer = _Trainer(

@@ -61,6 +61,7 @@ def pretrain(
         seed=config.seed,
         tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=find_tokenizer(Path(folder)),
+        hardware=config.hardware,
     )
     hooks = Hooks(log, stop or threading.Event(), progress, on_eval)
     with execution.cpu_threads(config.hardware.cpu_threads) as n_threads:

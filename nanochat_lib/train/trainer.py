@@ -8,6 +8,7 @@ signal ends the loop between two steps, after a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -21,8 +22,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanochat_lib.config import PretrainConfig
-from nanochat_lib.data.batches import TokenData
+from nanochat_lib.config import HardwareConfig, PretrainConfig
+from nanochat_lib.data.batches import Recipe, TokenData
+from nanochat_lib.data.loader import Loader
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
@@ -68,17 +70,18 @@ class Job:
     seed: int = 0
     tinyrust_share: float = 0.0
     tokenizer_json: Path | None = None
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return what decides the batch of a step."""
+        plan = self.plan
+        return Recipe(plan.batch_size, plan.seq_len, self.seed, self.tinyrust_share)
 
     def tokens(self, step: int, device: torch.device) -> Tensor:
         """Return the batch of a step, (B, T + 1) int64."""
-        batch = self.data.batch(
-            step,
-            batch_size=self.plan.batch_size,
-            seq_len=self.plan.seq_len,
-            seed=self.seed,
-            tinyrust_share=self.tinyrust_share,
-        )
-        return torch.from_numpy(batch).to(device)
+        rows = self.data.rows(step, self.recipe, range(self.plan.batch_size))
+        return torch.from_numpy(rows).to(device)
 
 
 @dataclass
@@ -106,6 +109,7 @@ class Trainer:
         self.codes = CodeMonitor()
         self.progress = Progress(micro_batch_size=job.plan.micro_batch_size)
         self.checkpoints = job.folder / "checkpoints"
+        self.loader = Loader(job.data, job.recipe, job.hardware)
         self._check_vocabulary()
         remove_drafts(self.checkpoints)
         newest = newest_checkpoint(self.checkpoints)
@@ -125,7 +129,7 @@ class Trainer:
         """
         stop = self.hooks.stop or threading.Event()
         started_at = self.progress.step
-        with execution.signals_set(stop):
+        with execution.signals_set(stop), contextlib.closing(self.loader):
             if self.progress.step == 0:
                 self._evaluate()
             while self.progress.step < self.plan.total_steps:
@@ -145,7 +149,7 @@ class Trainer:
 
     def _one_step(self) -> None:
         step, began = self.progress.step, time.perf_counter()
-        tokens = self.job.tokens(step, self.device)
+        tokens = self.loader.batch(step).to(self.device, non_blocking=True)
         values = self._accumulate(tokens)
         grad_norm = self._clip()
         self._stop_if_unsound(values[Metric.LOSS], grad_norm, tokens)

@@ -32,7 +32,9 @@ class Sketch:
         composition: names of the operations put together; held out as a whole when two or more.
         parameters: constants and types; held out together with the composition.
         items: structs, enums or traits shown above the doc comment.
+        result: Rust type of the result; "": the function returns nothing.
         generics: text between the name and the arguments, such as `<'a>`.
+        bounds: text between the result and the body, a `where` clause with a space before it.
         test_types: Rust types of arguments and result in the tests, where they differ.
         call: how the tests call it; `{0}`, `{1}` are single arguments, `{given}` all of them.
     """
@@ -48,6 +50,7 @@ class Sketch:
     parameters: tuple = ()
     items: str = ""
     generics: str = ""
+    bounds: str = ""
     test_types: tuple[str, ...] = ()
     call: str = "{name}({given})"
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from typing import Any
 
 from nanochat_lib.evals.verification.corpus import mixed_corpus
 from nanochat_lib.evals.verification.oracle import judge_by_cargo, judge_plainly, outcome_of
+from nanochat_lib.hardware.clocks import cpu_s
 from nanochat_lib.hardware.detect import detect_machine, usable_cores
 from nanochat_lib.provenance import git_state
 from nanochat_lib.records import Level, Program, Verdict
@@ -53,21 +52,6 @@ class Row:
     wall_ms: float
     cpu_ratio: float  # this side's CPU time over the engine's, median of the slices' own ratios
     n_different: int  # programs judged otherwise than by the engine
-
-
-def cpu_s() -> float:
-    """Return the CPU seconds of this process, the children it waited for, and its launchers."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = time.process_time() + used.ru_utime + used.ru_stime
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            children = (task / "children").read_text().split()
-        except OSError:  # a thread that has just ended; its children are the main thread's now
-            continue
-        for child in children:
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return total
 
 
 def measure(programs: Sequence[Program], level: Level, folder: Path, repeats: int) -> list[Row]:

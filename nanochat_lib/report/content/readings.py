@@ -232,7 +232,7 @@ def read_evaluation(results: pl.DataFrame, metric: str) -> str:
 
 def read_kernels(rows: Sequence[dict[str, Any]]) -> str:
     """Name the fastest ternary kernel against NumPy float32."""
-    timed = [row for row in rows if row["kernel"] == "ternary" and row["ratio_to_numpy_f32"]]
+    timed = [row for row in rows if row.get("ratio_to_numpy_f32") and row["kernel"] == "ternary"]
     if not timed:
         return ""
     best = max(timed, key=lambda row: row["ratio_to_numpy_f32"])
@@ -242,15 +242,39 @@ def read_kernels(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def read_roofline(rows: Sequence[dict[str, Any]]) -> str:
-    """Say how near the smallest batch comes to the speed at which memory can be read."""
-    reads = [row["gb_per_s"] for row in rows if row["kernel"] == "read"]
-    timed = [row for row in rows if row["kernel"] == "ternary"]
-    if not reads or not timed:
+def read_roof(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how near the product comes to reading alone, in the largest set measured."""
+    rows = [row for row in rows if row.get("section") == "working_set"]
+    largest = max((row["set_mb"] for row in rows if row["kernel"] == "read"), default=0)
+    reads = [r["gb_per_s"] for r in rows if r["kernel"] == "read" and r["set_mb"] == largest]
+    found = [r for r in rows if r.get("packing") == "2bit" and r["set_mb"] == largest]
+    if not reads or not found:
         return ""
-    smallest = min(row["batch"] for row in timed)
-    best = max((row for row in timed if row["batch"] == smallest), key=lambda r: r["gb_per_s"])
     return (
-        f"At batch {smallest}, {best['backend']} reads {best['gb_per_s']:.1f} GB/s of packed "
-        f"weights, {best['gb_per_s'] / max(reads):.0%} of what plain reading reaches."
+        f"Going through {largest:,.0f} MB, one thread reads {found[0]['gb_per_s']:.1f} GB/s of "
+        f"packed weights, {found[0]['gb_per_s'] / max(reads):.0%} of what reading alone reaches."
+    )
+
+
+def read_exits(rows: Sequence[dict[str, Any]]) -> str:
+    """Say what the lowest threshold gains."""
+    rows = [row for row in rows if row.get("section") == "exit"]
+    if not rows:
+        return ""
+    first = min(rows, key=lambda row: row["exit_threshold"])
+    return (
+        f"At threshold {first['exit_threshold']}, tokens leave after {first['mean_loops']:.1f} "
+        f"loops on average and come {first['speedup']:.2f} times as fast as at full depth: the "
+        "head is read whole for every token, whatever its depth."
+    )
+
+
+def read_parts(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how much of a token's time its kernels take."""
+    token = [r for r in rows if r.get("section") == "part" and r["what"] == "token"]
+    if not token:
+        return ""
+    return (
+        f"A token takes {token[0]['us']:,.0f} us, {token[0]['of_kernels']:.2f} times its products, "
+        "head and attention."
     )

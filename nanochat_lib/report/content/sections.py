@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report import bars, figures
+from nanochat_lib.report import bars, figures, speed
 from nanochat_lib.report.content import readings
 from nanochat_lib.report.content.blocks import (
     OUTCOMES_PAGE,
@@ -26,6 +26,7 @@ from nanochat_lib.report.content.blocks import (
 from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, gate_facts
 from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
+from nanochat_lib.report.content.texts import text_blocks
 from nanochat_lib.report.run_data import RunData, series
 
 
@@ -74,7 +75,8 @@ def _data_section(run: RunData) -> Section:
         [
             make_block(anchor, figure, reading=text, table=frame_of(rows), source=source)
             for anchor, figure, text, rows in specs
-        ],
+        ]
+        + text_blocks(summary, source),
         _data_facts(run, summary),
     )
 
@@ -380,15 +382,25 @@ def _kernel_section(run: RunData) -> Section:
     rows = run.summary("kernels").get("bench", [])
     n_repeats = max((row["n_repeats"] for row in rows), default=0)
     source = f"{len(rows)} timings, one thread, medians of {n_repeats} interleaved; {run.machine}"
-    table = frame_of(rows)
     blocks = [
-        make_block(anchor, figure, reading=reading, table=table, source=source)
-        for anchor, figure, reading in (
-            ("kernel-speed", bars.kernel_bars(rows), readings.read_kernels(rows)),
-            ("kernel-roofline", bars.kernel_roofline(rows), readings.read_roofline(rows)),
+        make_block(
+            anchor,
+            figure,
+            reading=reading,
+            table=frame_of([row for row in rows if row.get("section") == section]),
+            source=source,
+        )
+        for anchor, section, figure, reading in (
+            ("kernel-speed", "warm", speed.kernel_bars(rows), readings.read_kernels(rows)),
+            ("memory-roof", "working_set", speed.memory_roofline(rows), readings.read_roof(rows)),
+            ("exit-speed", "exit", speed.exit_speed(rows), readings.read_exits(rows)),
+            ("token-parts", "part", speed.token_parts(rows), readings.read_parts(rows)),
         )
     ]
-    intro = "Packed ternary weights times int8 activations: integers, equal on every backend."
+    intro = (
+        "Packed ternary weights times int8 activations, integers equal on every backend, and the "
+        "engine that decodes with them."
+    )
     return Section("kernels", "6 · Kernels", intro, stage_status(run, "kernels"), blocks)
 
 

@@ -101,7 +101,11 @@ def two_tests(rng: Random) -> Sketch:
         doc=f"Returns true if `n` is {first.phrase} {word} {second.phrase}.",
         arguments=(("n", kind),),
         result="bool",
-        bodies=(f"{first.rust('n')} {sign} {second.rust('n')}",),
+        bodies=(
+            f"{first.rust('n')} {sign} {second.rust('n')}",
+            f"let first = {first.rust('n')};\nlet second = {second.rust('n')};\n"
+            f"first {sign} second",
+        ),
         inputs=grammar.integer_inputs((*first.constants, *second.constants)),
         reference=lambda n: join((first.holds(n), second.holds(n))),
         composition=(first.key, word, second.key),
@@ -183,17 +187,24 @@ def part_reduce(rng: Random) -> Sketch:
     kind, test, end = rng.choice(INTEGERS), grammar.predicate(rng), grammar.reduction(rng)
     key, phrase, method, cut = rng.choice(_PARTS)
     k = rng.randint(2, 5)
-    draw = grammar.slice_inputs(test.constants)
+    matching = [x for x in range(-60, 60) if test.holds(x)][: 2 * k + 2]
+    draw, part = grammar.slice_inputs(test.constants), method.format(k=k)
+    bodies = [f"values.iter().copied().{part}.filter(|&x| {test.rust('x')}).{end.method}"]
+    if end.step:
+        bodies.append(
+            f"let mut total = 0;\nfor &x in values.iter().{part} {{\n    if {test.rust('x')} {{\n"
+            f"        {end.step.replace('{y}', 'x')}\n    }}\n}}\ntotal"
+        )
     return Sketch(
         name=f"{key}_{test.key}_{end.key}",
         doc=f"{phrase.format(k=k)},\nkeeps those that are {test.phrase} and {end.phrase}.",
         arguments=(("values", f"&[{kind}]"),),
         result=end.result or kind,
-        bodies=(
-            f"values.iter().copied().{method.format(k=k)}"
-            f".filter(|&x| {test.rust('x')}).{end.method}",
-        ),
-        inputs=lambda rng: [*draw(rng), *draw(rng)[1:]],
+        bodies=tuple(bodies),
+        inputs=lambda rng: [
+            *draw(rng),
+            *((row,) for row in (matching, matching[::-1], draw(rng)[-1][0])),
+        ],
         reference=lambda values: end.apply([x for x in cut(values, k) if test.holds(x)]),
         composition=(key, test.key, end.key),
         parameters=(kind, k, *test.constants),

@@ -123,12 +123,18 @@ def any_or_all(rng: Random) -> Sketch:
     quantifier, words, reference = rng.choice(
         (("any", "any value is", any), ("all", "every value is", all))
     )
+    found, otherwise = ("true", "false") if quantifier == "any" else ("false", "true")
+    condition = test.rust("x") if quantifier == "any" else f"!({test.rust('x')})"
     return Sketch(
         name=f"{quantifier}_{test.key}",
         doc=f"Returns true if {words} {test.phrase}.",
         arguments=(("values", f"&[{kind}]"),),
         result="bool",
-        bodies=(f"values.iter().{quantifier}(|&x| {test.rust('x')})",),
+        bodies=(
+            f"values.iter().{quantifier}(|&x| {test.rust('x')})",
+            f"for &x in values {{\n    if {condition} {{\n        return {found};\n    }}\n}}\n"
+            f"{otherwise}",
+        ),
         inputs=grammar.slice_inputs(test.constants),
         reference=lambda values: reference(map(test.holds, values)),
         parameters=(kind, quantifier, test.key, *test.constants),

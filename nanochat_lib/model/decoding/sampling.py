@@ -1,8 +1,8 @@
 """Choosing the next token: temperature, top-k, top-p, entropy, and per-sequence random numbers.
 
-Jitted parts of the decode program; in: logits (V,) float32; out: a token. The random number of a
-token is a hash of its sequence's seed and its place, so a sequence's text does not depend on the
-sequences decoded beside it. Ties at the border of top-k or top-p are all kept.
+Jitted parts of the decode program; in: logits (V,) float32; out: a distribution, or a token. The
+random number of a token is a hash of its sequence's seed and its place, so a sequence's text does
+not depend on the sequences decoded beside it. Ties at the border of top-k or top-p are all kept.
 """
 
 from __future__ import annotations
@@ -57,17 +57,23 @@ def token_entropy(logits, probability):
 
 
 @jit
-def sample(logits, temperature, top_k, top_p, chance, probability, candidate):
-    """Return a token drawn with `chance` in [0, 1); temperature 0 takes the most likely one.
+def most_likely(logits):
+    """Return the token with the largest logit, the first of equals."""
+    best = 0
+    for token in range(1, len(logits)):
+        if logits[token] > logits[best]:
+            best = token
+    return best
 
-    top_k = 0 and top_p = 1 keep all tokens. top_p applies to what top_k left.
+
+@jit
+def distribution(logits, temperature, top, probability, candidate):
+    """Write to `probability` (V,) the distribution that tokens are drawn from; sums to 1.
+
+    `top` is top_k and top_p, where 0 and 1 keep all tokens; top_p applies to what top_k left.
+    temperature is above 0.
     """
-    if temperature <= 0:
-        best = 0
-        for token in range(1, len(logits)):
-            if logits[token] > logits[best]:
-                best = token
-        return best
+    top_k, top_p = top
     _softmax_parts(logits, np.float32(1 / temperature), probability)
     lowest = np.float32(0)
     if 0 < top_k < len(logits):
@@ -76,16 +82,42 @@ def sample(logits, temperature, top_k, top_p, chance, probability, candidate):
         lowest = max(lowest, _nucleus_border(probability, lowest, top_p, candidate))
     total = 0.0
     for token in range(len(logits)):
-        if probability[token] >= lowest:
-            total += probability[token]
-    left, last = chance * total, 0
+        if probability[token] < lowest:
+            probability[token] = 0
+        total += probability[token]
+    inverse = np.float32(1 / total)
     for token in range(len(logits)):
-        if probability[token] >= lowest and probability[token] > 0:
+        probability[token] *= inverse
+
+
+@jit
+def draw(probability, chance):
+    """Return a token drawn with `chance` in [0, 1)."""
+    left, last = chance, 0
+    for token in range(len(probability)):
+        if probability[token] > 0:
             last = token
             left -= probability[token]
             if left < 0:
-                return token
-    return last  # rounding left a crumb
+                break
+    return last  # rounding may leave a crumb
+
+
+@jit
+def draw_difference(wanted, kept, chance):
+    """Return a token drawn from max(wanted - kept, 0), of two distributions."""
+    total = 0.0
+    for token in range(len(wanted)):
+        total += max(wanted[token] - kept[token], np.float32(0))
+    left, last = chance * total, 0
+    for token in range(len(wanted)):
+        more = wanted[token] - kept[token]
+        if more > 0:
+            last = token
+            left -= more
+            if left < 0:
+                break
+    return last
 
 
 @jit

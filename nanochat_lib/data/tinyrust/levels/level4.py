@@ -251,6 +251,9 @@ def apply_closure(rng: Random) -> Sketch:
     )
 
 
+_COUNTED = (("i32", [1, 2, 3]), ("char", ["a", "b", "c"]), ("&str", ["x", "yy", "zzz"]))
+
+
 def generic_count(rng: Random) -> Sketch:
     """Count, in any comparable type, and compare with a constant."""
     c = rng.randint(1, 4)
@@ -266,9 +269,7 @@ def generic_count(rng: Random) -> Sketch:
         (("more than", ">", lambda n: n > c), ("exactly", "==", lambda n: n == c),
          ("at most", "<=", lambda n: n <= c))
     )  # fmt: skip
-    kind, pool = rng.choice(
-        (("i32", [1, 2, 3]), ("char", ["a", "b", "c"]), ("&str", ["x", "yy", "zzz"]))
-    )
+    kind, pool = _COUNTED[(c + len(key) + len(how)) % 3]  # not in the prompt, so not by chance
     return Sketch(
         name=f"count_{key}_is_{how.replace(' ', '_')}",
         generics=f"<T: {bound}>",
@@ -313,7 +314,8 @@ _PICKS = (
 def pick_text(rng: Random) -> Sketch:
     """Return one of two borrowed texts: a shared lifetime."""
     key, phrase, code, picks = rng.choice(_PICKS)
-    c, n = rng.choice("abcdefghijklmnopqrstuvwxyz"), rng.randint(1, 12)
+    c = rng.choice("abcdefghijklmnopqrstuvwxyz") if "{c}" in code else "c"
+    n = rng.randint(1, 12) if "{n}" in code else 4
     condition = code.format(c=c, n=n)
     pool = ["", c, c + "x", "y" + c, "a longer text", "q" * n, "q" * (n + 1), "zz"]
     return Sketch(
@@ -350,8 +352,14 @@ def find_part(rng: Random) -> Sketch:
         ),
         test_types=("&str", "Option<&str>"),
         inputs=lambda rng: [
-            (sign.join("abc"[i % 3] * rng.randint(1, n + 3) for i in range(size)),)
-            for size in (1, 2, 3, 5, 6)
+            (sign.join("abc"[i % 3] * x for i, x in enumerate(sizes)),)
+            for sizes in (
+                [n],
+                [n + 1],
+                [n, n + 1, n + 2],
+                [n + 2, n + 1, n],
+                *([rng.randint(1, n + 3) for _ in range(size)] for size in (3, 5)),
+            )
         ],
         reference=lambda text: next(
             (Some(part) for part in text.split(sign)[::order] if len(part) > n), None

@@ -91,7 +91,8 @@ def keep_chars(rng: Random) -> Sketch:
     test, (ending, words, method, change) = char_test(rng), rng.choice(_ENDINGS)
     keeps = rng.random() < 0.5
     condition = test.rust if keeps else f"!({test.rust})"
-    verb = "keep" if keeps else "remove"
+    verb, order = ("keep" if keeps else "remove"), (".rev()" if ending == "reversed" else "")
+    pushed = {"upper": "c.to_ascii_uppercase()", "lower": "c.to_ascii_lowercase()"}.get(ending, "c")
     doc = (
         f"Keeps the characters that are {test.phrase}"
         if keeps
@@ -104,7 +105,11 @@ def keep_chars(rng: Random) -> Sketch:
         doc=doc + ".",
         arguments=(("text", "&str"),),
         result="String",
-        bodies=(f"text.chars().filter(|c| {_on_reference(condition)}).{method}",),
+        bodies=(
+            f"text.chars().filter(|c| {_on_reference(condition)}).{method}",
+            f"let mut result = String::new();\nfor c in text.chars(){order} {{\n"
+            f"    if {condition} {{\n        result.push({pushed});\n    }}\n}}\nresult",
+        ),
         inputs=text_inputs(test.constants),
         reference=lambda text: change("".join(c for c in text if test.holds(c) == keeps)),
         composition=(verb, test.key, ending),
@@ -175,6 +180,8 @@ def words(rng: Random) -> Sketch:
              lambda w: w.startswith(letter), letter),
         )
     )  # fmt: skip
+    # What the prompt does not show must not decide its tests.
+    c, letter = (parameter, "a") if isinstance(parameter, int) else (3, letter)
     draw = text_inputs((letter,))
     return Sketch(
         name=f"{name}_words_{key}",

@@ -1,0 +1,1 @@
+"""What the kernels cost on this machine, beside what the memory allows and what others need."""

@@ -1,0 +1,1 @@
+"""Semantic augmentation: the same meaning written otherwise, judged again (entry: `variants`)."""

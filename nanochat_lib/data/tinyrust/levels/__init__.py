@@ -1,0 +1,1 @@
+"""The families of TinyRust by level: integers, slices, texts, types, recursion."""

@@ -1,0 +1,1 @@
+"""More families of TinyRust by theme; each says its level."""
