@@ -30,6 +30,7 @@ from nanochat_lib.data.build.state import State
 from nanochat_lib.data.select import Benchmarks
 from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.provenance import code_hash
 from nanochat_lib.records import Level, Program, Verified
 from nanochat_lib.rust.toolchain import Toolchain, find_toolchain
 from nanochat_lib.rust.verify import verify
@@ -98,8 +99,8 @@ def _begin(work: Work, folder: Path, toolchain: Toolchain) -> None:
     before = state.get("settings")
     if before and before != settings:
         raise WorkbenchError(
-            f"{folder} holds a corpus that was begun with other settings or another compiler: give "
-            "another folder, or delete this one."
+            f"{folder} holds a corpus that was begun with other settings, another compiler or "
+            "another version of this project: give another folder, or delete this one."
         )
     if not before:
         config = work.config.corpus
@@ -116,7 +117,8 @@ def _settings(config: RunConfig, version: str) -> str:
     judging = config.verify.model_dump(exclude={"batch_size", "cluster"})
     sources = config.corpus.model_dump(exclude={"downloads"})
     parts = (sources, config.seed, judging, version)
-    rest = (data.validation_fraction, data.use_semantic_verification)
+    code = code_hash(("nanochat_lib/data", "nanochat_lib/rust"))
+    rest = (data.validation_fraction, data.use_semantic_verification, code)
     return repr((*parts, *rest))
 
 

@@ -160,6 +160,7 @@ def _counts(state: State) -> dict[str, Any]:
     return {
         "n_files": steps.get("files", 0),
         "n_bytes": steps.get("bytes", 0),
+        "n_permitted_bytes": steps.get("permitted bytes", 0),
         "skipped_files": dict(state.query(by_name, "skipped")),
         "dropped_licences": dict(state.query(by_name, "licence")),
     }

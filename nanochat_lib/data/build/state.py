@@ -114,7 +114,9 @@ class State:
                 counts.update({("skipped", "", why): n for why, n in file.skipped.items()})
                 counts.update({("licence", "", name): n for name, n in file.dropped.items()})
                 counts["bytes", "", ""] += file.n_bytes
-                counts["files", "", ""] += not file.is_last
+                counts["files", "", ""] += file.n_bytes > 0
+                if not file.dropped:
+                    counts["permitted bytes", "", ""] += file.n_bytes
                 self._note([file.problem] if file.problem else [])
                 for row in file.rows:
                     ended = self._add_row(row)

@@ -41,7 +41,8 @@ def write_corpus_page(folder: Path) -> Path:
 def _reading(summary: dict[str, Any]) -> str:
     rows, after = summary["rows"], summary["compile_rate"]["after"]
     return (
-        f"{summary['n_bytes'] / 1e6:,.1f} MB of Rust in {summary['n_files']:,} files of "
+        f"{summary['n_bytes'] / 1e6:,.1f} MB of Rust (under permitted licences "
+        f"{summary['n_permitted_bytes'] / 1e6:,.1f} MB) in {summary['n_files']:,} files of "
         f"{len(summary['units']):,} packages gave {rows['verified']:,} verified rows and "
         f"{rows['tasks']:,} tasks with tests (rustc {summary['rustc']}). Of the finished set, "
         f"{after['n_compiled']} of {after['n_judged']} sampled rows compiled once more."
