@@ -118,6 +118,7 @@ def test_ctrl_c_in_pretrain_then_resume_equals_an_uninterrupted_run(
     finished_run: Run, tmp_path: Path
 ) -> None:
     settings = ["--set", "pretrain.total_steps=60", "--set", "pretrain.checkpoint_every=5"]
+    settings += ["--set", "hardware.cpu_threads=1"]  # two runs may each choose when cores are busy
     runs = {}
     for name in ("straight", "stopped"):
         folder = tmp_path / "reports" / "runs" / name

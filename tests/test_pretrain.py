@@ -346,11 +346,24 @@ def test_compiling_is_chosen_by_the_size_of_the_run(monkeypatch):
     assert not execution.choose_compile(long_plan, big, torch.float32)
 
 
-def test_threads_are_restored():
+def test_threads_are_restored(tmp_path):
     before = torch.get_num_threads()
-    with execution.cpu_threads(1) as n:
+    with execution.cpu_threads(1, tmp_path) as n:
         assert n == torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_a_resumed_stage_takes_the_threads_it_began_with(tmp_path, monkeypatch):
+    """Whatever the cores are busy with by then: the last bits of a sum depend on the number."""
+    monkeypatch.setattr(execution, "usable_cores", lambda: 2)
+    monkeypatch.setattr(execution, "_busy_seconds", lambda n: 10.0 if n > 1 else 1.0)
+    with execution.cpu_threads(2, tmp_path) as n:
+        assert n == 1
+    monkeypatch.setattr(execution, "_busy_seconds", lambda n: 1.0)
+    with execution.cpu_threads(2, tmp_path) as n:
+        assert n == 1
+    with execution.cpu_threads(2, tmp_path / "fresh") as n:
+        assert n == 2
 
 
 def test_bfloat16_trains_too(tmp_path):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -23,6 +24,7 @@ from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model.looplm import LoopLM, call_layer
+from nanochat_lib.runs import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -126,19 +128,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 @contextmanager
-def cpu_threads(n_threads: int) -> Iterator[int]:
+def cpu_threads(n_threads: int, folder: Path) -> Iterator[int]:
     """Compute with `n_threads`, at most one for each core, inside the block; then restore.
+
+    The number is kept in the stage's folder: a run that is resumed there takes it again.
 
     Where other programs use the cores, threads spend their time waiting for each other: 12 small
     steps took 76 s with two threads and about 1 s with one. So one is taken when it is clearly
-    faster; a mere tie must not decide, since sums in another order change the last bits of a run
-    that is resumed.
+    faster. A run that is resumed must not choose anew: sums in another order change its last bits.
     """
-    before = torch.get_num_threads()
+    before, kept = torch.get_num_threads(), folder / "threads.json"
     n_threads = max(1, min(n_threads, usable_cores()))
-    if n_threads > 1 and _busy_seconds(n_threads) > CLEARLY_SLOWER * _busy_seconds(1):
+    if kept.exists():
+        n_threads = int(kept.read_text())
+    elif n_threads > 1 and _busy_seconds(n_threads) > CLEARLY_SLOWER * _busy_seconds(1):
         logger.warning("The cores are busy: %d threads wait for each other, one runs.", n_threads)
         n_threads = 1
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(kept, str(n_threads))
     torch.set_num_threads(n_threads)
     try:
         yield n_threads

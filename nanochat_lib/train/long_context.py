@@ -74,7 +74,7 @@ def extend_context(
         tokenizer_json=base.tokenizer_path or find_tokenizer(Path(folder)),
         hardware=config.hardware,
     )
-    with execution.cpu_threads(config.hardware.cpu_threads) as n_threads:
+    with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         windows = job.held_out["real"].windows
         before = loss_by_position(_resized(base, seq_len, base.config.rope_base), windows, 2)
         model = _resized(base, seq_len, config.long_context.rope_base)

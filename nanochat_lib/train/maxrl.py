@@ -80,7 +80,7 @@ def maxrl(
     trainer = _open_trainer(config, base_checkpoint, tasks, folder, cache_dir)
     report = progress or (lambda done, total, text: None)
     stop = stop or threading.Event()
-    with signals_set(stop), cpu_threads(config.hardware.cpu_threads):
+    with signals_set(stop), cpu_threads(config.hardware.cpu_threads, folder):
         trainer.run(log, stop, report)
         return trainer.finish()
 

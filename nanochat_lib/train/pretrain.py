@@ -64,7 +64,7 @@ def pretrain(
         hardware=config.hardware,
     )
     hooks = Hooks(log, stop or threading.Event(), progress, on_eval)
-    with execution.cpu_threads(config.hardware.cpu_threads) as n_threads:
+    with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         model = LoopLM(config.model, seed=config.seed).to(execution.choose_device(config.hardware))
         done = Trainer(model, job, hooks).run()
         train_gate(model, job, hooks, first_step=done.step)
