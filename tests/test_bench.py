@@ -103,7 +103,8 @@ def test_a_ring_is_gone_through_in_turn_and_a_team_computes_the_product(packing,
 
 def test_many_tokens_and_overheads_are_measured(small):
     rows = products.gemm_rows(2)
-    assert {"ternary", "int_mm"} == {row["kernel"] for row in rows}
+    tiles = {"tiles_alone"} if "amx" in kernels.backends() else set()
+    assert {"ternary", "int_mm"} | tiles == {row["kernel"] for row in rows}
     overhead = {row["kernel"]: row for row in products.overhead_rows(2)}
     assert set(overhead) == {"ternary", "quantize", "torch_op", "first_call"}
     assert all(row["us_median"] > 0 for row in overhead.values())

@@ -17,7 +17,8 @@ import kernels
 from kernels import cpu
 from kernels.bench.memory import SHAPES
 from kernels.bench.timing import Case, Row, measure
-from kernels.compile import LEVELS
+from kernels.compile import LEVELS, jit
+from kernels.levels import amx
 from kernels.packing import activation_width
 
 BATCHES = (128, 512)
@@ -58,6 +59,10 @@ def _gemm_cases(codes: np.ndarray, x_q: np.ndarray) -> Iterator[Case]:
             yield Case(
                 "gemm", "ternary", name, n, k, batch, packed.nbytes, _repeat(multiply), "2bit"
             )
+    if "amx" in kernels.backends():
+        steps = max(1, n // 32 * (k // 64) * (batch // 32))
+        run = _repeat(lambda: _tile_peak(steps))
+        yield Case("gemm", "tiles_alone", "amx", n, k, batch, 0, run)
     try:
         import torch
     except ImportError:
@@ -65,6 +70,11 @@ def _gemm_cases(codes: np.ndarray, x_q: np.ndarray) -> Iterator[Case]:
     weight, x = torch.from_numpy(codes).t(), torch.from_numpy(x_q)
     run = _repeat(lambda: torch._int_mm(x, weight))
     yield Case("gemm", "int_mm", "torch", n, k, batch, codes.nbytes, run)
+
+
+@jit
+def _tile_peak(n_steps):
+    amx.multiply_nothing(n_steps)
 
 
 def overhead_rows(n_repeats: int = 15) -> list[Row]:
