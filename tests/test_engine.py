@@ -215,8 +215,9 @@ def test_text_does_not_depend_on_the_batch_or_the_threads(model, engine):
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 1}, {"ternary": False}])
-def test_a_team_of_threads_writes_the_text_of_one(changes):
+def test_a_team_of_threads_writes_the_text_of_one(changes, monkeypatch):
     """Fewer prompts than threads: rows and heads are shared, also when heads are fewer."""
+    monkeypatch.setattr(engine_module, "usable_cores", lambda: 5)
     model, prompts = small_model(**changes), some_prompts(2)
     one = Engine.from_model(model, max_batch=2, threads=1)
     for threads in (2, 5):
@@ -245,6 +246,17 @@ def test_a_prompt_that_stands_several_times_is_read_once(model, engine, threads,
     assert found[0].tokens != found[2].tokens
 
 
+def test_a_team_has_no_more_threads_than_cores(model, monkeypatch):
+    sizes = []
+    new_team = engine_module.new_team
+    monkeypatch.setattr(engine_module, "new_team", lambda n: sizes.append(n) or new_team(n))
+    monkeypatch.setattr(engine_module, "usable_cores", lambda: 2)
+    many = Engine.from_model(model, max_batch=4, threads=100)
+    settings = {"max_new_tokens": 5, "temperature": 0.0}
+    assert many.generate([[1, 2]], **settings) == many.generate([[1, 2]] * 4, **settings)[:1]
+    assert sizes == [2, 1]
+
+
 def test_weights_of_1_6_bits_give_the_same_text(model):
     prompts = some_prompts(5)
     wanted = Engine.from_model(model, max_batch=4, threads=1).generate(
@@ -262,8 +274,9 @@ def without_passes(generations: list[Generation]) -> list[tuple]:
 
 @pytest.mark.parametrize("draft", [Draft(1, 1), Draft(1, 4), Draft(2, 3)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_drafting_writes_the_greedy_text_of_full_depth(model, engine, draft, threads):
+def test_drafting_writes_the_greedy_text_of_full_depth(model, engine, draft, threads, monkeypatch):
     """Sequences end at different places: at a stop token, a limit, or the end of the context."""
+    monkeypatch.setattr(engine_module, "usable_cores", lambda: 3)
     prompts = [*some_prompts(7), [5] * 90, [5] * 96]
     drafting = Engine.from_model(model, max_batch=6, threads=threads, draft=draft)
     for batch in (prompts, prompts[:2], prompts[-1:]):

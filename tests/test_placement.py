@@ -44,7 +44,7 @@ def test_shares_of_all_threads_are_the_whole():
 
 def test_an_engine_on_two_nodes_binds_its_threads_and_writes_the_same_text(monkeypatch):
     cpus = frozenset(os.sched_getaffinity(0))
-    nodes, bound = [cpus, cpus | frozenset()], []
+    nodes, bound = [cpus, cpus | {10_000}], []
     monkeypatch.setattr(engine_module, "numa_nodes", lambda: nodes)
     monkeypatch.setattr(engine_module, "bind_to", bound.append)
     model, prompts = small_model(), some_prompts(1)
@@ -55,6 +55,9 @@ def test_an_engine_on_two_nodes_binds_its_threads_and_writes_the_same_text(monke
     assert bound == nodes
     assert placed.generate(prompts, max_new_tokens=10, temperature=0) == wanted
     assert len(bound) == 4
+    bound.clear()
+    placed.generate(some_prompts(4), max_new_tokens=2, temperature=0)  # each thread its own
+    assert sorted(bound, key=nodes.index) == nodes
     placed.reload(model)
     assert placed.generate(prompts, max_new_tokens=10, temperature=0) == wanted
 

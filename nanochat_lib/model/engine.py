@@ -229,23 +229,26 @@ class Engine:
         """Hand out the sequences: in groups to single threads, or all to a team of all threads.
 
         A single thread takes the next group when it is done; next() on their common iterator is
-        atomic under the interpreter's lock. Members of a team go through the same groups.
+        atomic under the interpreter's lock. Members of a team go through the same groups. A team
+        has no more threads than there are cores: its threads wait for each other.
         """
-        n, n_slots, threads = len(job.lengths), len(self._states[0].k_cache), self._options.threads
-        if threads > min(n, len(self._states)):
-            states, members, group = self._team_states(), new_team(threads), n_slots
+        n, n_slots = len(job.lengths), len(self._states[0].k_cache)
+        size = min(self._options.threads, usable_cores())
+        if size > min(n, len(self._states)):
+            states, members, group = self._team_states(size), new_team(size), n_slots
             firsts = [iter(range(0, n, group)) for _ in states]
         else:
-            states, group = self._states, min(n_slots, -(-n // threads))
-            members, firsts = new_team(1) * threads, [iter(range(0, n, group))] * threads
+            states, group = self._states, min(n_slots, -(-n // len(self._states)))
+            alone, groups = new_team(1)[0], iter(range(0, n, group))
+            members, firsts = [alone] * len(states), [groups] * len(states)
 
-        def work(state: State, team: Team, groups: Iterator[int]) -> None:
-            self._bind(team)
+        def work(place: int, state: State, team: Team, groups: Iterator[int]) -> None:
+            self._bind(place, len(states))
             for first in groups:
                 part, level = (first, min(first + group, n)), LEVELS[self.backend]
                 generate(level, team, self._shape, self._weights, state, job, part)
 
-        parts = zip(states, members, firsts, strict=True)
+        parts = zip(range(len(states)), states, members, firsts, strict=True)
         running = [self._pool.submit(work, *part) for part in parts]
         try:
             for worker in running:
@@ -255,9 +258,10 @@ class Engine:
             for worker in running:
                 worker.exception()
 
-    def _bind(self, team: Team) -> None:
+    def _bind(self, place: int, size: int) -> None:
+        """Bind the calling thread, one of `size`, to its node."""
         if self._options.nodes:
-            bind_to(node_of(team.rank, team.size, self._options.nodes))
+            bind_to(node_of(place, size, self._options.nodes))
 
     def _near_their_threads(self, weights: Weights) -> Weights:
         """Return the weights, every product's rows on the node of the thread that reads them."""
@@ -266,18 +270,19 @@ class Engine:
         new = {name: np.empty_like(matrix.packed) for name, matrix in matrices.items()}
 
         def copy(team: Team) -> None:
-            self._bind(team)
+            self._bind(team.rank, team.size)
             for name in names:
                 copy_share(matrices[name].packed, new[name], team)
 
-        for job in [self._pool.submit(copy, team) for team in new_team(self._options.threads)]:
+        members = new_team(min(self._options.threads, usable_cores()))
+        for job in [self._pool.submit(copy, team) for team in members]:
             job.result()
         placed = {name: matrix._replace(packed=new[name]) for name, matrix in matrices.items()}
         return weights._replace(**placed)
 
-    def _team_states(self) -> list[State]:
+    def _team_states(self, size: int) -> list[State]:
         if self._team is None:
-            self._team = team_states(self._states[0], self._options.threads)
+            self._team = team_states(self._states[0], size)
         return self._team
 
     def _check(
