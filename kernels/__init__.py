@@ -208,6 +208,16 @@ def with_scratch(packed: np.ndarray, packing: str, k: int, n_tokens: int) -> tup
     return packed, slab, np.empty((n_tokens, n_groups * 16), np.int32)
 
 
+def new_scratch(n_tokens: int, k: int, n_rows: int) -> tuple[np.ndarray, ...]:
+    """Return the scratch of `cpu.linear` for one thread: x_q, act_scale, x_sum and sums."""
+    return (
+        np.empty((n_tokens, activation_width(k)), np.int8),
+        np.empty(n_tokens, np.float32),
+        np.empty(n_tokens, np.int32),
+        np.empty((n_tokens, n_rows), np.int32),
+    )
+
+
 def in_parts(work: Callable[[int, int], None], n: int, threads: int) -> None:
     """Call work(first, last) for as many parts of range(n) as there are threads, side by side."""
     if threads <= 1:

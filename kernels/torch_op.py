@@ -78,12 +78,7 @@ def _multiply(
 ) -> np.ndarray:
     """Do what `kernels.ternary_matmul` does in one jitted call: it costs a fourth of the time."""
     (B, K), N = x.shape, len(scale)
-    scratch = (
-        np.empty((B, kernels.activation_width(K)), np.int8),
-        np.empty(B, np.float32),
-        np.empty(B, np.int32),
-        np.empty((B, packed.shape[0] * 16), np.int32),
-    )
+    scratch = kernels.new_scratch(B, K, packed.shape[0] * 16)
     out = np.empty((B, N), np.float32)
     matrix = (kernels.with_scratch(packed, packing, K, B), scale)
     if not cpu.linear(level, matrix, x, B, (0, packed.shape[0]), scratch, out):

@@ -18,7 +18,6 @@ from kernels import cpu, simd, team
 from kernels.bench.timing import Case, Row, measure
 from kernels.compile import LEVELS, jit
 from kernels.levels import vnni
-from kernels.packing import activation_width
 
 SHAPES = ((2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (11008, 4096), (16384, 4096))
 COLD_MB, L3_MB = 640, 32
@@ -120,13 +119,8 @@ def product_case(
 
 def _own_arrays(ring: Ring, rows: int) -> tuple[tuple, tuple]:
     """Return what one thread needs beside the weights: a slab for base 3, and its scratch."""
-    scratch = (
-        np.empty((1, activation_width(ring.k)), np.int8),
-        np.empty(1, np.float32),
-        np.empty(1, np.int32),
-        np.empty((1, rows), np.int32),
-    )
-    return kernels.with_scratch(ring.stack[0], ring.packing, ring.k, 1)[1:], scratch
+    extra = kernels.with_scratch(ring.stack[0], ring.packing, ring.k, 1)[1:]
+    return extra, kernels.new_scratch(1, ring.k, rows)
 
 
 def _read_case(

@@ -84,12 +84,7 @@ def overhead_rows(n_repeats: int = 15) -> list[Row]:
     x = rng.standard_normal((1, k)).astype(np.float32)
     packed = kernels.pack(rng.integers(-1, 2, (n, k)).astype(np.int8))
     scale, backend = np.ones(n, np.float32), kernels.choose_backend()
-    scratch = (
-        np.empty((1, activation_width(k)), np.int8),
-        np.empty(1, np.float32),
-        np.empty(1, np.int32),
-        np.empty((1, n), np.int32),
-    )
+    scratch = kernels.new_scratch(1, k, n)
     out, matrix = np.empty((1, n), np.float32), ((packed,), scale)
 
     def product() -> None:

@@ -10,7 +10,6 @@ import kernels
 from kernels import cpu
 from kernels.bench.timing import Case, Row, measure
 from kernels.compile import LEVELS
-from kernels.packing import activation_width
 
 SHAPES = ((768, 256), (256, 768), (2560, 2560))
 BATCHES = (1, 8, 32)
@@ -84,12 +83,7 @@ def warm_cases(n: int, k: int, batch: int, rng: np.random.Generator) -> Iterable
 def _ternary_call(level, packed: np.ndarray, x: np.ndarray, n: int) -> Callable[[], np.ndarray]:
     """Return what the decode program does for one matrix: quantise, accumulate, scale."""
     (B, K), rows = x.shape, packed.shape[0] * 16
-    scratch = (
-        np.empty((B, activation_width(K)), np.int8),
-        np.empty(B, np.float32),
-        np.empty(B, np.int32),
-        np.empty((B, rows), np.int32),
-    )
+    scratch = kernels.new_scratch(B, K, rows)
     out, matrix = np.empty((B, rows), np.float32), ((packed,), np.ones(n, np.float32))
 
     def run() -> np.ndarray:
