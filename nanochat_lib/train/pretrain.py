@@ -20,8 +20,9 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
-from nanochat_lib.train.monitors import evaluate, held_out, peak_rss_mib
 from nanochat_lib.train.trainer import EVAL_MICRO_BATCH, Hooks, Job, Log, Progress, Trainer
+from nanochat_lib.train.watch.held_out import evaluate, held_out
+from nanochat_lib.train.watch.speed import peak_rss_mib
 
 EVAL_WINDOWS = 32  # real windows of each validation during training
 FINAL_WINDOWS = 256  # and of the last one, whose numbers are reported

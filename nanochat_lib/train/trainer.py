@@ -30,9 +30,12 @@ from nanochat_lib.model.checkpoint import TrainState, load_checkpoint, save_chec
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
-from nanochat_lib.train.monitors import CodeMonitor, HeldOut, evaluate, exit_metrics, peak_rss_mib
 from nanochat_lib.train.objective import stage_one_loss
 from nanochat_lib.train.optim import Optimizers
+from nanochat_lib.train.recovery.kept import newest_checkpoint, remove_drafts, training_checkpoints
+from nanochat_lib.train.watch.codes import CodeMonitor
+from nanochat_lib.train.watch.held_out import HeldOut, evaluate, exit_metrics
+from nanochat_lib.train.watch.speed import peak_rss_mib
 
 logger = logging.getLogger(__name__)
 
@@ -321,23 +324,6 @@ class Trainer:
                 f"The shards hold token id {largest}, but the model knows {vocab_size} tokens "
                 "(model.vocab_size). Run 01_preprocess again with this profile."
             )
-
-
-def training_checkpoints(folder: Path) -> list[Path]:
-    """Return the resumable checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove what a killed process left half written."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest resumable checkpoint, or None."""
-    found = training_checkpoints(folder)
-    return found[-1] if found else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

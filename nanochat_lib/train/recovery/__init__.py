@@ -1,0 +1,1 @@
+"""What lets a training run survive kills, full disks and bad batches."""
