@@ -52,8 +52,8 @@ class PretrainConfig(StageConfig):
     tinyrust_share: float = Field(
         0.5, ge=0, le=1, description="share of training tokens drawn from TinyRust"
     )
-    optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="Muon for matrices with AdamW for the rest, or AdamW alone"
+    optimizer: Literal["muon", "adamw", "adamw_8bit"] = Field(
+        "muon", description="Muon for matrices with AdamW for the rest, AdamW, or 8-bit AdamW"
     )
     muon_learning_rate: float = Field(0.008, gt=0, description="peak rate of Muon's matrices")
     learning_rate: float = Field(0.003, gt=0, description="peak rate of AdamW's parameters")
@@ -71,8 +71,31 @@ class PretrainConfig(StageConfig):
     )
     gate_steps: int = Field(30, ge=0, description="stage-II steps that train only the exit gate")
     eval_every: int = Field(50, ge=1, description="steps between validations")
+    free_text_tokens: int = Field(
+        48, ge=0, description="tokens of each text written freely at a validation; 0: none"
+    )
+    task_eval_every: int = Field(
+        0, ge=0, description="steps between evaluations on tasks, judged by rustc; 0: none"
+    )
+    task_eval_tasks: int = Field(16, ge=1, description="tasks of each of those evaluations")
+    early_stopping_metric: str = Field(
+        "", description="a metric of the validations; end when it stops improving; empty: never"
+    )
+    early_stopping_patience: int = Field(
+        5, ge=1, description="validations without improvement that early stopping waits for"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    on_spike: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="a loss that is not finite or jumps: stop, or go back to the last checkpoint "
+        "and skip the batches since",
+    )
+    max_rollbacks: int = Field(3, ge=1, description="roll back at most this often, then stop")
+    activation_checkpointing: Literal["none", "layer", "loop"] = Field(
+        "none",
+        description="recompute activations backward: of each layer, or nested, of each loop too",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast type; auto measures both on this machine"
     )

@@ -73,6 +73,7 @@ def extend_context(
         tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=base.tokenizer_path or find_tokenizer(Path(folder)),
         hardware=config.hardware,
+        targets=config.targets,
     )
     with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         windows = job.held_out["real"].windows

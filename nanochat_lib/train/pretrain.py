@@ -20,8 +20,8 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
-from nanochat_lib.train.trainer import EVAL_MICRO_BATCH, Hooks, Job, Log, Progress, Trainer
-from nanochat_lib.train.watch.held_out import evaluate, held_out
+from nanochat_lib.train.trainer import Hooks, Job, Log, Progress, Trainer
+from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, evaluate, held_out
 from nanochat_lib.train.watch.speed import peak_rss_mib
 
 EVAL_WINDOWS = 32  # real windows of each validation during training
@@ -63,6 +63,7 @@ def pretrain(
         tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=find_tokenizer(Path(folder)),
         hardware=config.hardware,
+        targets=config.targets,
     )
     hooks = Hooks(log, stop or threading.Event(), progress, on_eval)
     with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
@@ -100,6 +101,7 @@ def finish(
         "peak_rss_mib": peak_rss_mib(),
         "bits_per_byte_first": done.first_bits_per_byte,
         "steps": done.step,
+        "stopped_early": done.is_stopped_early,
         "final": final,
     }
     write_summary(job.folder, summary)

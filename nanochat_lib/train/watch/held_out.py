@@ -19,6 +19,8 @@ from nanochat_lib.model.looplm import LoopLM, exit_entropy_nats, exit_pdf, expec
 from nanochat_lib.records import Metric
 from nanochat_lib.train.objective import token_statistics
 
+EVAL_MICRO_BATCH = 16
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -57,6 +59,7 @@ def evaluate(model: LoopLM, sets: dict[str, HeldOut], *, micro_batch_size: int) 
         Metric.VAL_LOSS: val_loss,
         Metric.BITS_PER_BYTE: bits[-1],
         Metric.TOKEN_ENTROPY: mean_entropy,
+        Metric.TOKEN_ENTROPY_SHARE: mean_entropy / math.log(model.config.vocab_size),
         Metric.CALIBRATION_GAP: mean_entropy - val_loss,
         **{f"{Metric.BITS_PER_BYTE_LOOP}{r}": value for r, value in enumerate(bits, 1)},
         **exit_metrics(pdf),

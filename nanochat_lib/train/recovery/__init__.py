@@ -1,1 +1,0 @@
-"""What lets a training run survive kills, full disks and bad batches."""
