@@ -17,7 +17,7 @@ from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train.long_context import _short_context_loss, extend_context
-from nanochat_lib.train.monitors import loss_by_position
+from nanochat_lib.train.watch.held_out import loss_by_position
 
 CONFIG = RunConfig(
     model=TINY,

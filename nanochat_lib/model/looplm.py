@@ -128,6 +128,7 @@ class LoopLM(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.exit_gate = nn.Linear(config.d_model, 1)
         self.run_layer: Callable[..., Tensor] = call_layer
+        self.run_layers: Callable[..., Tensor] = call_layers
         self._init_weights(seed)
 
     def forward(self, tokens: Tensor, n_loops: int | None = None) -> LoopOutput:
@@ -153,9 +154,7 @@ class LoopLM(nn.Module):
         weights = [layer.effective_weights() for layer in self.layers]
         hidden = []
         for _ in range(n_loops or self.config.n_loops):
-            for layer, layer_weights in zip(self.layers, weights, strict=True):
-                h = self.run_layer(layer, h, layer_weights, positions)
-            h = self.final_norm(h)
+            h = self.final_norm(self.run_layers(self, h, weights, positions))
             hidden.append(h)
         exit_prob = torch.stack([torch.sigmoid(self.exit_gate(h))[..., 0].float() for h in hidden])
         return LoopOutput(hidden, exit_prob)
@@ -189,6 +188,15 @@ class LoopLM(nn.Module):
 def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
     """Run one layer: the default of `LoopLM.run_layer`, and what training may compile."""
     return layer(x, weights, positions)
+
+
+def call_layers(
+    model: LoopLM, x: Tensor, weights: list[LayerWeights], positions: Positions
+) -> Tensor:
+    """Run all layers once: the default of `LoopLM.run_layers`, which training may recompute."""
+    for layer, layer_weights in zip(model.layers, weights, strict=True):
+        x = model.run_layer(layer, x, layer_weights, positions)
+    return x
 
 
 def exit_pdf(exit_prob: Tensor) -> Tensor:
