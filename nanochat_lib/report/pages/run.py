@@ -17,7 +17,6 @@ import polars as pl
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from nanochat_lib.report import theme
 from nanochat_lib.report.content.blocks import OUTCOMES_PAGE
 from nanochat_lib.report.content.outcomes import group_outcomes
 from nanochat_lib.report.content.readings import number
@@ -34,7 +33,8 @@ from nanochat_lib.report.content.summary import (
     key_numbers,
     target_rows,
 )
-from nanochat_lib.report.html import asset, content_policy, json_text, render
+from nanochat_lib.report.pages.html import asset, content_policy, json_text, render
+from nanochat_lib.report.plots import theme
 from nanochat_lib.report.run_data import RunData, load_run
 from nanochat_lib.runs import write_atomic
 

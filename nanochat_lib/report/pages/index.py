@@ -12,8 +12,8 @@ from typing import Any
 
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.report.content.summary import key_numbers
-from nanochat_lib.report.html import asset, content_policy, render
-from nanochat_lib.report.page import notebook_links, when
+from nanochat_lib.report.pages.html import asset, content_policy, render
+from nanochat_lib.report.pages.run import notebook_links, when
 from nanochat_lib.report.run_data import load_run
 from nanochat_lib.runs import write_atomic
 

@@ -25,7 +25,7 @@ from pygments.lexers import PythonLexer, RustLexer
 
 from nanochat_lib.report.content.readings import number
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 # Control and direction-changing characters, which could hide or reorder what a model wrote.
 HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 

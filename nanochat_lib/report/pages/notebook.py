@@ -21,8 +21,8 @@ from nbformat.reader import NotJSONError
 from traitlets.config import Config
 
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.report.html import ASSETS, asset, content_policy, json_text, python_html
-from nanochat_lib.report.page import page_setup, plotly_script, write_shared_plotly
+from nanochat_lib.report.pages.html import ASSETS, asset, content_policy, json_text, python_html
+from nanochat_lib.report.pages.run import page_setup, plotly_script, write_shared_plotly
 from nanochat_lib.runs import write_atomic
 
 PLOTLY = "application/vnd.plotly.v1+json"
