@@ -21,6 +21,8 @@ for command in (
     run.run,
     run.plan,
     runs.runs,
+    runs.note,
+    runs.compare,
     runs.report,
     verify.verify,
     corpus.corpus,

@@ -21,7 +21,8 @@ from nanochat_lib.cli.shared import (
 )
 from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.runs import REPORTS_DIR, Run, create_run, list_runs, open_run
+from nanochat_lib.experiments.registry import list_runs
+from nanochat_lib.runs import REPORTS_DIR, Run, create_run, open_run
 
 
 def run(

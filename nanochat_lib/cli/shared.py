@@ -10,11 +10,13 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 
 console = Console()
+WIDE = 400  # columns of a table that is not read on a terminal
 
 Profile = Annotated[str, typer.Option(help="profile name, or the path of a .toml file")]
 Setting = Annotated[
@@ -66,8 +68,11 @@ def show(
         table.add_column(name)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
+    # a pipe has no width: nothing is wrapped or cut there
+    (console if console.is_terminal else Console(width=WIDE)).print(table)
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> Text:
+    """Return a value as text that is printed as it is: no markup, no control characters."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return Text("".join(c if c.isprintable() else " " for c in text))
