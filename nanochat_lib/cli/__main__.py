@@ -12,7 +12,7 @@ import logging
 import typer
 from rich.console import Console
 
-from nanochat_lib.cli import corpus, machine, models, run, runs, verify
+from nanochat_lib.cli import corpus, machine, models, run, runs, studies, verify
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted
 
@@ -28,6 +28,7 @@ for command in (
     corpus.corpus,
     models.evaluate,
     models.generate,
+    studies.study,
     machine.kernels,
 ):
     app.command()(command)
