@@ -25,6 +25,15 @@ SHAPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small products on several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def shaped(name):
     heads = {"n_heads": 4, "n_kv_heads": 4, "vocab_size": 300, "max_seq_len": 64}
     return ModelConfig(**SHAPES[name], **heads)
