@@ -18,7 +18,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub,peers,pypi]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub,peers,pypi,tensorboard]'
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)

@@ -203,7 +203,8 @@ def _origin(run: RunData) -> list[tuple[str, str]]:
 
 def _stage_text(name: str, stage: dict[str, Any]) -> str:
     seconds = f" in {stage['seconds']:,.0f} s" if stage.get("seconds") else ""
-    return f"{name} {stage.get('status', 'unknown')}{seconds}"
+    shared = f" (done once, by {stage['shared_with']})" if stage.get("shared_with") else ""
+    return f"{name} {stage.get('status', 'unknown')}{seconds}{shared}"
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
