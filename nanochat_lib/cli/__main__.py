@@ -36,6 +36,7 @@ for command in (
     models.generate,
     models.publish,
     models.tensorboard,
+    machine.parameters,
     machine.kernels,
     doctor.doctor,
 ):

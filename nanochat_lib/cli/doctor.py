@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,11 +67,11 @@ def doctor(as_json: JsonFlag = False) -> None:
         raise typer.Exit(1)
 
 
-def run_checks() -> Iterator[Check]:
-    """Yield every check in turn; what raises is missing, with the error's own text."""
-    for name, look in _CHECKS.items():
+def run_checks(names: Sequence[str] = ()) -> Iterator[Check]:
+    """Yield the checks named, or all; what raises is missing, with the error's own text."""
+    for name in names or _CHECKS:
         try:
-            yield Check(name, *look())
+            yield Check(name, *_CHECKS[name]())
         except (WorkbenchError, OSError, metadata.PackageNotFoundError) as error:
             yield Check(name, MISSING, str(error), f"see {GUIDE}")
 
