@@ -6,8 +6,6 @@ Set NANOCHAT_SCREENSHOTS to a folder to keep the pictures and look at them.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from run_factory import make_run
+from visits import DRAWN, Visit
 
 from nanochat_lib.report.pages.index import write_index
 from nanochat_lib.report.pages.notebook import export_notebooks
@@ -23,21 +22,7 @@ from nanochat_lib.report.plots import figures, theme
 from nanochat_lib.report.run_data import load_run
 
 pytestmark = pytest.mark.browser
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the browser extra")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRAWN = "html[data-drawn={}]"
 HOSTILE_OUTPUT = "<script>window.hacked = 1</script><img src='https://example.com/x.png'>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    """Return a headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH (apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -57,37 +42,6 @@ def reports_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run_report(make_run(folder / "runs", "shared", steps=100), self_contained=False)
     write_index(folder)
     return folder
-
-
-class Visit:
-    """A page opened offline, with everything it tried to load and every error it raised."""
-
-    def __init__(self, browser: object, path: Path, scheme: str, width: int = 1300) -> None:
-        self.context = browser.new_context(
-            offline=True, color_scheme=scheme, viewport={"width": width, "height": 900}
-        )
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda request: self.errors.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._console)
-        self.page.goto(path.as_uri())
-        if self.page.locator(".plot").count():
-            self.page.wait_for_selector(DRAWN.format(scheme), state="attached")
-        if folder := os.environ.get("NANOCHAT_SCREENSHOTS"):
-            name = f"{path.parent.name}-{path.stem}-{scheme}-{width}.png"
-            self.page.screenshot(path=str(Path(folder) / name), full_page=True)
-
-    def _console(self, message: object) -> None:
-        if message.type in ("error", "warning"):
-            self.errors.append(message.text)
-
-    @property
-    def outside(self) -> list[str]:
-        """Return the requests that were for anything but a file or inline data."""
-        return [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))]
 
 
 @pytest.fixture
