@@ -171,7 +171,8 @@ def test_every_point_is_an_ordinary_run(runs_dir: Path) -> None:
     assert [r.point.run_id for r in results] == [p.run_id for p in sweep_points(spec)]
     assert {one.point.run_id for one in seen} == {one.point.run_id for one in results}
     rows = list_runs(runs_dir)
-    assert set(rows["tags"].explode()) == {"sweep:s"}
+    tags = {"sweep:s", "n_loops:1", "n_loops:2", "learning_rate:0.01", "learning_rate:0.02"}
+    assert set(rows["tags"].explode()) == tags
     for result in results:
         run = open_run(result.point.run_id, runs_dir)
         assert run.config.model.n_loops == result.point.swept["model.n_loops"]
@@ -323,7 +324,7 @@ def test_the_page_ranks_points_and_shows_what_each_setting_did(runs_dir: Path) -
     page = Page(text)
     assert page.open == []
     assert {"ranking", "effect-pretrain-learning-rate", "effect-model-n-loops"} <= set(page.ids)
-    assert "Best: pretrain.learning_rate 0.01" in text
+    assert "Best: learning_rate 0.01" in text
     assert "2.01 to 2.02 over 2 seeds" in text
     assert "Best on average at pretrain.learning_rate = 0.01" in text
     assert "4 failed" in text

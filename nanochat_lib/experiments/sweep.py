@@ -25,7 +25,7 @@ from typing import Any
 
 from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.experiments.notes import write_notes
+from nanochat_lib.experiments.notes import TAG, write_notes
 from nanochat_lib.experiments.point import open_or_create
 from nanochat_lib.experiments.sharing import adopt_stage, shared_stages, stage_keys
 from nanochat_lib.experiments.sweep_spec import (
@@ -112,6 +112,12 @@ def run_sweep(
         write_atomic(folder / "sweep.json", json.dumps(_described(spec, points), indent=1))
         crew = divide_machine(spec, len(points))
         return _Sweep(spec, points, runs_dir, crew, tuple(worker), on_point).run()
+
+
+def point_tags(spec: SweepSpec, point: Point) -> list[str]:
+    """Return a point's tags: its sweep, and its settings as far as they make tags."""
+    settings = (f"{key.split('.')[-1]}:{value}" for key, value in point.swept.items())
+    return [f"sweep:{spec.name}"[:40], *(tag for tag in settings if TAG.fullmatch(tag))]
 
 
 def load_sweep(folder: Path) -> tuple[SweepSpec, list[Point]]:
@@ -227,7 +233,7 @@ class _Sweep:
     def _stages_of(self, point: Point, slot: int) -> tuple[str, str]:
         self._wait_for_another(point)
         run = open_or_create(point.run_id, self.runs_dir, self.configs[point.run_id])
-        write_notes(run.dir, add_tags=[f"sweep:{self.spec.name}"[:40]])
+        write_notes(run.dir, add_tags=point_tags(self.spec, point))
         names = self.stages[point.run_id]
         for stage, key in self.shared[point.run_id].items():
             with self.locks[key]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,13 +23,13 @@ from nanochat_lib.experiments.sweep_spec import Point, SweepSpec
 from nanochat_lib.report.compare.overlays import MOST
 from nanochat_lib.report.compare.page import write_comparison
 from nanochat_lib.report.content.blocks import Block, Section, frame_of
-from nanochat_lib.report.content.readings import number
 from nanochat_lib.report.plots import theme
-from nanochat_lib.report.plots.bars import Bar, horizontal_bars, plain
+from nanochat_lib.report.plots.bars import plain
 from nanochat_lib.report.plots.figures import base_figure
 from nanochat_lib.report.run_data import RunData, load_run
 
 MOST_BARS = 30
+MOST_TICKS = 8  # so many different values are named on the axis
 NOT_BEGUN = "not begun"
 
 
@@ -79,7 +79,7 @@ def write_sweep_page(name: str, runs_dir: Path, *, self_contained: bool = True) 
         WorkbenchError: there is no such sweep, or none of its points has begun.
     """
     spec, outcomes = sweep_outcomes(name, runs_dir)
-    runs = [one.run for one in outcomes if one.run]
+    runs = [replace(o.run, label=_run_label(spec, o.point)) for o in outcomes if o.run]
     if not runs:
         raise WorkbenchError(f"No point of sweep {name!r} has begun: there is nothing to compare.")
     n_failed = sum(one.status == "failed" for one in outcomes)
@@ -117,7 +117,7 @@ def _ranking(spec: SweepSpec, outcomes: Sequence[Outcome]) -> Block:
     groups: dict[str, list[float]] = {}
     for one in outcomes:
         if one.value is not None:
-            groups.setdefault(_label(one.point), []).append(one.value)
+            groups.setdefault(_label(spec, one.point), []).append(one.value)
     sign = 1 if spec.goal == "min" else -1
     ranked = sorted(groups.items(), key=lambda group: sign * mean(group[1]))
     title = f"Points by {spec.metric}"
@@ -126,21 +126,45 @@ def _ranking(spec: SweepSpec, outcomes: Sequence[Outcome]) -> Block:
     if not ranked:
         why = f"no point recorded {spec.metric} yet."
         return Block("ranking", title, None, "", pl.DataFrame(), "", why)
-    bars = [_bar(label, values) for label, values in ranked[:MOST_BARS]]
-    figure = horizontal_bars(bars, title=title, unit=spec.metric)
+    figure = _dots(ranked[:MOST_BARS], title, spec.metric)
     return Block("ranking", title, figure, _read_ranking(ranked), table, source)
 
 
-def _bar(label: str, values: list[float]) -> Bar:
-    text = number(mean(values)) + (f" ({len(values)} seeds)" if len(values) > 1 else "")
-    span = (min(values), max(values)) if len(values) > 1 else None
-    return Bar(label, mean(values), text, span=span)
+def _dots(ranked: list[tuple[str, list[float]]], title: str, unit: str) -> go.Figure:
+    """Return a dot per group with a whisker over its seeds, under its label, the best on top.
+
+    Dots and not bars: the axis need not begin at zero, where small differences would drown.
+    """
+    means = [mean(values) for _, values in ranked]
+    figure = base_figure(title, unit, "", height=110 + 40 * len(ranked))
+    figure.add_scatter(
+        x=means,
+        y=list(range(len(ranked))),
+        mode="markers",
+        marker={"size": 11, "color": theme.color("blue")},
+        error_x={
+            "array": [max(v) - m for (_, v), m in zip(ranked, means, strict=True)],
+            "arrayminus": [m - min(v) for (_, v), m in zip(ranked, means, strict=True)],
+            "color": theme.color("text"),
+            "thickness": 1.2,
+        },
+        hovertemplate="%{x:.4g}<extra></extra>",
+        showlegend=False,
+    )
+    for i, (label, values) in enumerate(ranked):
+        seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+        text = f"<b>{mean(values):.4g}</b>  {plain(label)}{seeds}"
+        place = {"x": 0, "xref": "paper", "xanchor": "left", "y": i - 0.22, "yanchor": "bottom"}
+        figure.add_annotation(text=text, showarrow=False, font={"size": 12}, **place)
+    figure.update_yaxes(range=[len(ranked) - 0.4, -0.9], visible=False)
+    figure.update_layout(margin={"l": 16})
+    return figure
 
 
 def _read_ranking(ranked: list[tuple[str, list[float]]]) -> str:
     (label, values), *rest = ranked
-    spread = f", {number(min(values))} to {number(max(values))} over {len(values)} seeds"
-    text = f"Best: {label} with {number(mean(values))}{spread if len(values) > 1 else ''}."
+    spread = f", {min(values):.4g} to {max(values):.4g} over {len(values)} seeds"
+    text = f"Best: {label} with {mean(values):.4g}{spread if len(values) > 1 else ''}."
     near = [
         other for other, found in rest if min(found) <= max(values) and max(found) >= min(values)
     ]
@@ -163,25 +187,30 @@ def _effect(spec: SweepSpec, key: str, known: Sequence[Outcome]) -> Block:
     """Return every point at its value of one setting; the other settings vary too."""
     values = [one.point.swept[key] for one in known]
     is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    distinct = sorted(set(values)) if is_numeric else []
     title = f"{spec.metric} by {key}"
     figure = base_figure(title, key, spec.metric)
-    _add_points(figure, values if is_numeric else [_text(v) for v in values], known)
+    _add_points(spec, figure, values if is_numeric else [_text(v) for v in values], known)
     if not is_numeric:
         figure.update_xaxes(type="category")
     elif min(values) > 0 and max(values) / min(values) > 30:
         figure.update_xaxes(type="log")
+    if is_numeric and len(distinct) <= MOST_TICKS:
+        figure.update_xaxes(tickvals=distinct, ticktext=[_text(value) for value in distinct])
     rows = _by_value(values, known)
     source = f"{len(known)} points; the other settings vary as well"
     return Block(_anchor(key), title, figure, _read_effect(spec, key, rows), frame_of(rows), source)
 
 
-def _add_points(figure: go.Figure, x: Sequence[Any], known: Sequence[Outcome]) -> None:
+def _add_points(
+    spec: SweepSpec, figure: go.Figure, x: Sequence[Any], known: Sequence[Outcome]
+) -> None:
     figure.add_scatter(
         x=list(x),
         y=[one.value for one in known],
         mode="markers",
         marker={"size": 9, "color": theme.color("blue"), "opacity": 0.75},
-        customdata=[plain(f"{one.point.run_id}: {_label(one.point)}") for one in known],
+        customdata=[plain(f"{one.point.run_id}: {_label(spec, one.point)}") for one in known],
         hovertemplate="%{customdata}<br>%{y:.4g}<extra></extra>",
         showlegend=False,
     )
@@ -203,8 +232,8 @@ def _read_effect(spec: SweepSpec, key: str, rows: list[dict[str, Any]]) -> str:
     best = pick(rows, key=lambda row: row["mean"])
     worst = next(row for row in sorted(rows, key=lambda r: r["mean"], reverse=pick is min))
     return (
-        f"Best on average at {key} = {best['value']}: {number(best['mean'])} over {best['points']} "
-        f"points; worst at {worst['value']}: {number(worst['mean'])}."
+        f"Best on average at {key} = {best['value']}: {best['mean']:.4g} over {best['points']} "
+        f"points; worst at {worst['value']}: {worst['mean']:.4g}."
     )
 
 
@@ -213,8 +242,18 @@ def _order(value: Any) -> tuple[bool, Any]:
     return (not is_number, value if is_number else _text(value))
 
 
-def _label(point: Point) -> str:
-    return ", ".join(f"{key} {_text(v)}" for key, v in point.swept.items()) or "the base settings"
+def _label(spec: SweepSpec, point: Point) -> str:
+    """Return what tells a point from the others, as short as it can be read."""
+    names = [key.split(".")[-1] for key in spec.swept]
+    parts = [
+        f"{name if names.count(name) == 1 else key} {_text(point.swept[key])}"
+        for key, name in zip(spec.swept, names, strict=True)
+    ]
+    return ", ".join(parts) or "the base settings"
+
+
+def _run_label(spec: SweepSpec, point: Point) -> str:
+    return _label(spec, point) + (f", seed {point.seed}" if len(spec.seeds) > 1 else "")
 
 
 def _text(value: Any) -> str:
