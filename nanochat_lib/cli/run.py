@@ -135,5 +135,5 @@ class _ProgressLines:
         elif progress.status != "running" or place != self.last:
             if self.status:
                 self.status.stop()
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
         self.last = place
