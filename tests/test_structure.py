@@ -24,7 +24,7 @@ FLOORS = (
     ("rust", "model"),
     ("data",),
     ("train", "evals"),
-    ("report", "publish"),
+    ("report", "publish", "studies"),
     ("cli",),
 )
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -327,7 +327,7 @@ def _check_spikes(run: RunData) -> Check:
     value = f"{n_spikes} in {len(values):,} steps" + (f", {n_broken} not finite" * bool(n_broken))
     advice = (
         "lower the learning rate, lengthen the warm-up, lower pretrain.grad_clip "
-        "(docs/troubleshooting.md#the-loss-spikes)"
+        "(docs/troubleshooting.md#loss-spike)"
     )
     return Check(name, quantity, value, band, state, advice)
 
