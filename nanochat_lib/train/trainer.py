@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanochat_lib.config import HardwareConfig, PretrainConfig
+from nanochat_lib.control import must_stop
 from nanochat_lib.data.batches import Recipe, TokenData
 from nanochat_lib.data.loader import Loader
 from nanochat_lib.errors import WorkbenchError
@@ -133,7 +134,7 @@ class Trainer:
             if self.progress.step == 0:
                 self._evaluate()
             while self.progress.step < self.plan.total_steps:
-                if stop.is_set():
+                if must_stop(self.job.folder, stop, self._save):
                     self._save()
                     raise KeyboardInterrupt(f"stopped at step {self.progress.step}")
                 self._one_step()
