@@ -148,3 +148,62 @@ def test_the_dark_theme_reaches_the_figure_and_the_form_refuses(lab: Any) -> Non
     )
     seen.picture("dashboard-form-dark")
     assert seen.problems == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_explorer_opens_runs_and_shows_its_widget(lab: Any, name: str, dark: bool) -> None:
+    seen = lab(name, dark=dark)
+    assert seen.wait_until_done(300) == []
+    widget = seen.page.locator(".nano .widget-hbox, .nano .widget-dropdown").first
+    widget.wait_for()
+    widget.scroll_into_view_if_needed()
+    USE[name](seen)
+    seen.page.wait_for_timeout(500)
+    seen.picture(f"{name}-{'dark' if dark else 'light'}")
+    assert seen.problems == []
+    assert seen.outside == []
+
+
+def _use_generation(seen: LabPage) -> None:
+    """Hover over a token, then let rustc judge the text."""
+    token = seen.page.locator(".nano-tokens .t").first
+    token.hover()
+    seen.page.locator(".nano-tokens .t .tip", has_text="left at loop").first.wait_for()
+    _button(seen, "Compile it").click()
+    seen.page.locator(".nano-chip").first.wait_for(timeout=60_000)
+    token.hover()
+
+
+def _use_samples(seen: LabPage) -> None:
+    seen.page.locator(".nano button", has_text="rejected by stage 1").click()
+    seen.page.locator(".nano-chip", has_text="COMPILE_ERROR").first.wait_for()
+    _button(seen, "Ask rustc again").click()
+    seen.page.locator(".nano-code .note").first.wait_for(timeout=60_000)
+
+
+def _use_weights(seen: LabPage) -> None:
+    seen.page.locator(".nano").get_by_label("matrix").select_option("down")
+    seen.page.locator(".nano .js-plotly-plot", has_text="Codes of down").first.wait_for()
+
+
+def _use_kernels(seen: LabPage) -> None:
+    tokens = seen.page.locator(".nano").get_by_label("tokens B")
+    tokens.fill("8")
+    tokens.press("Enter")
+    _button(seen, "Measure").click()
+    seen.page.locator(".nano .js-plotly-plot", has_text="8 token(s)").wait_for(timeout=120_000)
+
+
+def _use_rewards(seen: LabPage) -> None:
+    seen.page.locator(".nano").get_by_label("example").select_option("early exit")
+    seen.page.locator(".nano-warn", has_text="leaves_early").wait_for(timeout=60_000)
+
+
+USE = {
+    "explore_generation": _use_generation,
+    "explore_kernels": _use_kernels,
+    "explore_rewards": _use_rewards,
+    "explore_samples": _use_samples,
+    "explore_weights": _use_weights,
+}

@@ -17,6 +17,7 @@ from plotly.subplots import make_subplots
 from nanochat_lib.records import Metric
 from nanochat_lib.report import theme
 from nanochat_lib.report.figures import BRIEF_ENTROPY_BAND, COLLAPSED_EXIT, MAX_MARKED
+from nanochat_lib.report.widgets.look import palette
 from nanochat_lib.report.widgets.tail import MetricTail
 
 POINTS = 400  # most points of a curve: a plot is about that many pixels wide
@@ -127,10 +128,10 @@ class Panels:
 
     def set_dark(self, is_dark: bool) -> None:
         """Draw in the colours of the dark or the light theme."""
-        pick = int(is_dark)
-        colors = {role: pair[pick] for role, pair in (theme.SERIES | theme.SURFACE).items()}
+        mode = "dark" if is_dark else "light"
+        colors = palette(mode)
         with self.figure.batch_update():
-            self.figure.layout.template = _small(theme.template("dark" if is_dark else "light"))
+            self.figure.layout.template = _small(theme.template(mode))
             for trace, drawn in zip(self._traces(), self.figure.data, strict=True):
                 drawn.line.color = colors["background" if trace.area else trace.role]
             for note in self.figure.layout.annotations:
