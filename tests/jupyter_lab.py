@@ -83,7 +83,7 @@ class LabPage:
     """One notebook, opened and run; `problems` collects what the page complained about."""
 
     def __init__(self, browser: Any, address: str, path: str, *, dark: bool = False) -> None:
-        self.context = browser.new_context(viewport={"width": 1500, "height": 1150})
+        self.context = browser.new_context(viewport={"width": 1500, "height": 1400})
         self.page = self.context.new_page()
         self.problems: list[str] = []
         self.outside: list[str] = []
@@ -92,11 +92,10 @@ class LabPage:
         self.page.on("request", lambda r: self._request(r.url, address))
         self.page.goto(f"{address}/lab?token={TOKEN}&reset")
         self.page.wait_for_function("window.jupyterapp && window.jupyterapp.restored")
-        if dark:
-            self.page.evaluate(
-                "window.jupyterapp.commands.execute('apputils:change-theme',"
-                " {theme: 'JupyterLab Dark'})"
-            )
+        theme = "JupyterLab Dark" if dark else "JupyterLab Light"
+        self.page.evaluate(
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
+        )
         self.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
         self.page.evaluate(RUN_ALL, path)
 

@@ -157,9 +157,9 @@ def test_every_explorer_opens_runs_and_shows_its_widget(lab: Any, name: str, dar
     assert seen.wait_until_done(300) == []
     widget = seen.page.locator(".nano .widget-hbox, .nano .widget-dropdown").first
     widget.wait_for()
-    widget.scroll_into_view_if_needed()
     USE[name](seen)
-    seen.page.wait_for_timeout(500)
+    seen.page.evaluate("document.querySelector('.nano .widget-hbox').scrollIntoView()")
+    seen.page.wait_for_timeout(1500)
     seen.picture(f"{name}-{'dark' if dark else 'light'}")
     assert seen.problems == []
     assert seen.outside == []

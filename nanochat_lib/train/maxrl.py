@@ -38,8 +38,8 @@ from nanochat_lib.model.checkpoint import TrainState, load_checkpoint, save_chec
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.records import Metric, Task
 from nanochat_lib.runs import write_atomic
-from nanochat_lib.train.advantage import advantages
 from nanochat_lib.train.execution import cpu_threads, signals_set
+from nanochat_lib.train.rl.advantage import advantages
 from nanochat_lib.train.rl.policy import Policy
 from nanochat_lib.train.rl.rollouts import Rollout, Sampler, guards, judge, length_guard, rates
 

@@ -21,6 +21,7 @@ import polars as pl
 from nanochat_lib import control
 from nanochat_lib.config import load_profile
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.experiments.registry import list_runs
 from nanochat_lib.report.results import COLUMNS, results_table
 from nanochat_lib.report.run_data import read_json
 from nanochat_lib.report.widgets import status
@@ -30,7 +31,7 @@ from nanochat_lib.report.widgets.look import framed, row
 from nanochat_lib.report.widgets.panels import Panels
 from nanochat_lib.report.widgets.status import Situation
 from nanochat_lib.report.widgets.tail import MetricTail
-from nanochat_lib.runs import REPORTS_DIR, check_run_id, list_runs
+from nanochat_lib.runs import REPORTS_DIR, check_run_id
 from nanochat_lib.stages import STAGES
 
 LOOK_S = 0.25  # at most four times a second

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from nanochat_lib.records import Diagnostic, Verdict, Verified
-from nanochat_lib.report import theme
+from nanochat_lib.report.plots import theme
 
 MAX_LINES = 400
 MAX_NOTES = 12

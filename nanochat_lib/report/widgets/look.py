@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
 
-from nanochat_lib.report import theme
+from nanochat_lib.report.plots import theme
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -43,7 +43,7 @@ def framed(*children: widgets.Widget, on_theme: Callable[[bool], None]) -> widge
     watch = ThemeWatch()
     watch.observe(lambda change: on_theme(change["new"]), "dark")
     sheet = widgets.HTML(f"<style>{_style()}</style>", layout={"display": "none"})
-    box = widgets.VBox([sheet, watch, *children])
+    box = widgets.VBox([sheet, watch, *children], layout={"overflow": "visible"})
     return box.add_class("nano")
 
 

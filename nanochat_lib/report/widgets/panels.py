@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report import theme
-from nanochat_lib.report.figures import BRIEF_ENTROPY_BAND, COLLAPSED_EXIT, MAX_MARKED
+from nanochat_lib.report.plots import theme
+from nanochat_lib.report.plots.figures import BRIEF_ENTROPY_BAND, COLLAPSED_EXIT, MAX_MARKED
 from nanochat_lib.report.widgets.look import palette
 from nanochat_lib.report.widgets.tail import MetricTail
 

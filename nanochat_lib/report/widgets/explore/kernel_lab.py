@@ -15,7 +15,7 @@ import kernels
 from kernels.bench.lab import CACHED_MB, Question, lab_rows
 from kernels.bench.memory import COLD_MB
 from kernels.bench.timing import Row
-from nanochat_lib.report import theme
+from nanochat_lib.report.plots import theme
 from nanochat_lib.report.widgets.listing import table_html
 from nanochat_lib.report.widgets.look import LiveFigure, framed, palette, row
 

@@ -52,7 +52,7 @@ class RewardLab:
         self.example = widgets.Dropdown(description="example", layout={"width": "300px"})
         self.prompt, self.said = widgets.HTML(), widgets.HTML()
         self.text = widgets.Textarea(
-            layout={"width": "100%", "height": "170px"},
+            layout={"width": "100%", "height": "130px"},
             placeholder="the rest of the function, to its closing brace",
         )
         self.text.add_class("nano-typed")

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from nanochat_lib.report import theme
+from nanochat_lib.report.plots import theme
 from nanochat_lib.report.widgets.listing import table_html
 from nanochat_lib.report.widgets.look import LiveFigure, framed, live_figure, palette, row
 

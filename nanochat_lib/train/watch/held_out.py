@@ -1,4 +1,4 @@
-"""What a training run watches: held-out loss and calibration, exits, ternary codes, memory.
+"""Held-out text: loss and bits per byte of every loop, calibration, exits.
 
 In: a model and held-out windows; out: dictionaries from metric names (`records.Metric`) to floats.
 Everything runs without gradients, on a small fixed sample, so that it costs a few per cent.
@@ -7,9 +7,7 @@ Everything runs without gradients, on a small fixed sample, so that it costs a f
 from __future__ import annotations
 
 import math
-import resource
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,16 +15,11 @@ from torch import Tensor
 
 from nanochat_lib.data.batches import TokenData
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.looplm import (
-    BIT_LINEARS,
-    LoopLM,
-    exit_entropy_nats,
-    exit_pdf,
-    expected_loops,
-)
-from nanochat_lib.model.ternary import quantize_weight
+from nanochat_lib.model.looplm import LoopLM, exit_entropy_nats, exit_pdf, expected_loops
 from nanochat_lib.records import Metric
 from nanochat_lib.train.objective import token_statistics
+
+EVAL_MICRO_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,7 @@ def evaluate(model: LoopLM, sets: dict[str, HeldOut], *, micro_batch_size: int) 
         Metric.VAL_LOSS: val_loss,
         Metric.BITS_PER_BYTE: bits[-1],
         Metric.TOKEN_ENTROPY: mean_entropy,
+        Metric.TOKEN_ENTROPY_SHARE: mean_entropy / math.log(model.config.vocab_size),
         Metric.CALIBRATION_GAP: mean_entropy - val_loss,
         **{f"{Metric.BITS_PER_BYTE_LOOP}{r}": value for r, value in enumerate(bits, 1)},
         **exit_metrics(pdf),
@@ -94,46 +88,6 @@ def loss_by_position(model: LoopLM, windows: np.ndarray, micro_batch_size: int) 
     with torch.no_grad():
         cross_entropy, _, _ = _statistics(model, windows, micro_batch_size)
     return cross_entropy[-1].view(len(windows), -1).mean(0).numpy()
-
-
-@dataclass
-class CodeMonitor:
-    """Remembers the ternary codes, to tell which share is zero and which share has flipped."""
-
-    codes: dict[str, Tensor] = field(default_factory=dict)
-
-    def look(self, model: LoopLM) -> dict[str, float]:
-        """Return zero fraction and flip rate since the last look; nothing when not ternary."""
-        if not model.config.ternary:
-            return {}
-        fresh = {
-            name: quantize_weight(parameter)[0].cpu()
-            for name, parameter in model.named_parameters()
-            if name.split(".")[-2] in BIT_LINEARS
-        }
-        n_codes = sum(c.numel() for c in fresh.values())
-        n_zero = sum(int((c == 0).sum()) for c in fresh.values())
-        values = {str(Metric.ZERO_FRACTION): n_zero / n_codes}
-        if self.codes:
-            n_flipped = sum(int((fresh[name] != old).sum()) for name, old in self.codes.items())
-            values[str(Metric.FLIP_RATE)] = n_flipped / n_codes
-        self.codes = fresh
-        return values
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return the remembered codes for a training checkpoint."""
-        return {f"codes.{name}": codes for name, codes in self.codes.items()}
-
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `state_tensors` returned (other names are ignored)."""
-        prefix = "codes."
-        self.codes = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def peak_rss_mib() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _statistics(
