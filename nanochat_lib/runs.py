@@ -214,7 +214,6 @@ def create_run(config: RunConfig, run_id: str, runs_dir: Path) -> Run:
         "config": config.model_dump(mode="json"),
         **provenance.environment(),
         "stages": {},
-        "notes": "",
     }
     folder.mkdir()
     write_atomic(folder / "run.json", json.dumps(state, indent=1))
@@ -309,28 +308,6 @@ def status_of(state: dict[str, Any]) -> str:
         if status in found:
             return status
     return "completed" if found else "new"
-
-
-def list_runs(runs_dir: Path) -> pl.DataFrame:
-    """Return the registry: one row per run, the newest first."""
-    rows = []
-    for path in runs_dir.glob("*/run.json"):
-        state = read_run_json(path.parent)
-        done = [n for n, s in state["stages"].items() if s["status"] == "completed"]
-        rows.append(
-            {
-                "run_id": state["run_id"],
-                "status": status_of(state),
-                "profile": state["profile"],
-                "created": state["created"],
-                "stages": ", ".join(done),
-                "seconds": sum(s.get("seconds", 0.0) for s in state["stages"].values()),
-                "commit": state["git"]["commit"][:9],
-            }
-        )
-    columns = ("run_id", "status", "profile", "created", "stages", "commit")
-    schema = dict.fromkeys(columns, pl.String) | {"seconds": pl.Float64}
-    return pl.DataFrame(rows, schema=schema).sort("created", descending=True)
 
 
 def _is_living(pid: int) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nanochat_lib.cli import app
+from nanochat_lib.cli.__main__ import app
 from nanochat_lib.config import PROJECT_ROOT, load_profile
 from nanochat_lib.runs import create_run
 

@@ -16,10 +16,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from run_factory import make_run
 
-from nanochat_lib.report import figures, theme
-from nanochat_lib.report.index import write_index
-from nanochat_lib.report.notebook_html import export_notebooks
-from nanochat_lib.report.page import write_run_report
+from nanochat_lib.report.pages.index import write_index
+from nanochat_lib.report.pages.notebook import export_notebooks
+from nanochat_lib.report.pages.run import write_run_report
+from nanochat_lib.report.plots import figures, theme
 from nanochat_lib.report.run_data import load_run
 
 pytestmark = pytest.mark.browser

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.attention import Positions, attend, positions_of, project_rotated
 from nanochat_lib.model.ternary import BitLinear, quantize_activations
 
 BIT_LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -94,22 +95,17 @@ class Layer(nn.Module):
             weights = (weight.to(torch.get_autocast_dtype(device)) for weight in weights)
         return LayerWeights(*weights)
 
-    def forward(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D); rope: (2, T, 1, K/2), cosines and sines."""
-        x = x + self._attend(self.attn_norm(x), weights, rope)
+    def forward(self, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        x = x + self._attend(self.attn_norm(x), weights, positions)
         return x + self._feed_forward(self.ffn_norm(x), weights)
 
-    def _attend(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
-        B, T, D = x.shape
+    def _attend(self, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
         x = self._quantized(x)
-        q, k, v = (
-            F.linear(x, weight).view(B, T, -1, self.config.head_size)  # (B, T, H, K)
-            for weight in (weights.q, weights.k, weights.v)
-        )
-        q, k, v = (heads.transpose(1, 2) for heads in (rotate(q, rope), rotate(k, rope), v))
-        is_grouped = self.config.n_kv_heads != self.config.n_heads
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
-        return F.linear(self._quantized(out.transpose(1, 2).reshape(B, T, D)), weights.o)
+        q = project_rotated(x, weights.q, positions.rope)
+        k = project_rotated(x, weights.k, positions.rope)
+        v = F.linear(x, weights.v).unflatten(-1, (-1, self.config.head_size))  # (B, T, H, K)
+        return F.linear(self._quantized(attend(q, k, v, positions.mask)), weights.o)
 
     def _feed_forward(self, x: Tensor, weights: LayerWeights) -> Tensor:
         x = self._quantized(x)
@@ -152,11 +148,13 @@ class LoopLM(nn.Module):
                 f"{self.config.max_seq_len}. Cut the input or extend the context (stage 4)."
             )
         h = self.embed(tokens)
-        rope = rope_table(T, self.config, h.device)
+        positions = positions_of(
+            T, head_size=self.config.head_size, rope_base=self.config.rope_base, device=h.device
+        )
         weights = [layer.effective_weights() for layer in self.layers]
         hidden = []
         for _ in range(n_loops or self.config.n_loops):
-            h = self.final_norm(self.run_layers(self, h, weights, rope))
+            h = self.final_norm(self.run_layers(self, h, weights, positions))
             hidden.append(h)
         exit_prob = torch.stack([torch.sigmoid(self.exit_gate(h))[..., 0].float() for h in hidden])
         return LoopOutput(hidden, exit_prob)
@@ -187,39 +185,18 @@ class LoopLM(nn.Module):
                 parameter.normal_(std=0.2 if kind == "embed" else 0.02, generator=generator)
 
 
-def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
     """Run one layer: the default of `LoopLM.run_layer`, and what training may compile."""
-    return layer(x, weights, rope)
+    return layer(x, weights, positions)
 
 
-def call_layers(model: LoopLM, x: Tensor, weights: list[LayerWeights], rope: Tensor) -> Tensor:
+def call_layers(
+    model: LoopLM, x: Tensor, weights: list[LayerWeights], positions: Positions
+) -> Tensor:
     """Run all layers once: the default of `LoopLM.run_layers`, which training may recompute."""
     for layer, layer_weights in zip(model.layers, weights, strict=True):
-        x = model.run_layer(layer, x, layer_weights, rope)
+        x = model.run_layer(layer, x, layer_weights, positions)
     return x
-
-
-def rope_table(n_positions: int, config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
-    """Return cosines and sines (2, T, 1, K/2): pair i turns by position * base^(-2i/K)."""
-    half = torch.arange(config.head_size // 2, device=device, dtype=torch.float32)
-    frequency = config.rope_base ** (-2 * half / config.head_size)
-    angle = torch.outer(torch.arange(n_positions, device=device).float(), frequency)
-    return torch.stack((angle.cos(), angle.sin()))[:, :, None]
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the interleaved pairs (2i, 2i + 1) of x (B, T, H, K) by the angles of each position.
-
-    Eagerly as a complex product, which is six times faster on a CPU; compilers do not fuse those.
-    """
-    pairs = x.unflatten(-1, (-1, 2))
-    if x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        turn = torch.complex(rope[0], rope[1])  # (T, 1, K/2)
-        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
-    cos, sin = rope.to(x.dtype)
-    even, odd = pairs.unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2)
 
 
 def exit_pdf(exit_prob: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ class DataConfig(StageConfig):
     corpus_dir: str = Field(
         "", description="a corpus of `nanochat corpus` to take rows from instead"
     )
+    kinds: tuple[Literal["doc_example", "function", "test", "file"], ...] = Field(
+        (), description="kinds of real Rust taken; empty: all (whole files repeat themselves most)"
+    )
     max_examples: int = Field(2000, ge=1, description="most real-Rust examples taken from sources")
     tinyrust_examples: int = Field(4000, ge=0, description="generated TinyRust examples")
     tinyrust_levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels generated")

@@ -71,6 +71,9 @@ class PretrainConfig(StageConfig):
     )
     gate_steps: int = Field(30, ge=0, description="stage-II steps that train only the exit gate")
     eval_every: int = Field(50, ge=1, description="steps between validations")
+    held_out_kib: int = Field(
+        1000, ge=1, description="KiB of held-out real Rust that the last validation reads"
+    )
     free_text_tokens: int = Field(
         48, ge=0, description="tokens of each text written freely at a validation; 0: none"
     )

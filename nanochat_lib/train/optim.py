@@ -44,7 +44,7 @@ def lr_at(
 
 
 def orthogonalize(matrices: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return matrices (..., N, K) with their singular values moved close to 1.
+    """Return matrices (M, N, K) with their singular values moved close to 1.
 
     Newton-Schulz with a quintic polynomial: singular values end between about 0.7 and 1.2.
     """
@@ -53,8 +53,9 @@ def orthogonalize(matrices: Tensor, *, dtype: torch.dtype = torch.float32) -> Te
     x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x
 
 
@@ -90,19 +91,18 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         rows, columns = parameters[0].shape
         directions = torch.stack([self._direction(p, group["momentum"]) for p in parameters])
+        updates = orthogonalize(directions, dtype=self.dtype).to(parameters[0].dtype)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         scaled_lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-        for parameter, update in zip(
-            parameters, orthogonalize(directions, dtype=self.dtype), strict=True
-        ):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-scaled_lr)
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scaled_lr)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+        return parameter.grad.lerp(buffer, momentum).to(self.dtype)
 
 
 class Optimizers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, evaluate, held_o
 from nanochat_lib.train.watch.speed import peak_rss_mib
 
 EVAL_WINDOWS = 32  # real windows of each validation during training
-FINAL_WINDOWS = 256  # and of the last one, whose numbers are reported
 
 
 def pretrain(
@@ -70,7 +70,8 @@ def pretrain(
         model = LoopLM(config.model, seed=config.seed).to(execution.choose_device(config.hardware))
         done = Trainer(model, job, hooks).run()
         train_gate(model, job, hooks, first_step=done.step)
-        sets = held_out(data, plan.seq_len, FINAL_WINDOWS)
+        n_windows = ceil(1024 * plan.held_out_kib / (data.bytes_per_token("real") * plan.seq_len))
+        sets = held_out(data, plan.seq_len, n_windows)
         final = evaluate(model, sets, micro_batch_size=EVAL_MICRO_BATCH)
     log(done.step + plan.gate_steps, final)
     return finish(model, job, done, final=done.last | final, n_threads=n_threads)

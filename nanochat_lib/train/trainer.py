@@ -222,6 +222,7 @@ class Trainer:
                     tokens[:, 1:],
                     entropy_weight=self.plan.entropy_weight,
                     entropy_objective=self.plan.entropy_objective,
+                    is_compiled=self.progress.compiled,
                 )
             (loss.total * share).backward()
             total += float(loss.total.detach()) * share

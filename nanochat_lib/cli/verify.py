@@ -16,20 +16,56 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nanochat_lib.cli.shared import Cluster, verify_config
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
-from nanochat_lib.runs import whole_file
+from nanochat_lib.runs import REPORTS_DIR, whole_file
 from nanochat_lib.rust.judging.desk import MAX_SOURCE_BYTES
 from nanochat_lib.rust.verify import verify_stream
 
 NOT_PASSED, NOT_JUDGED = 3, 4  # exit codes
 _LINE_EVERY_S = 5.0  # of progress where there is no terminal
+
+
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help=".rs files or folders of them")],
+    level: Annotated[str, typer.Option(help="syntax, check, build or test")] = "test",
+    json_file: Annotated[
+        str, typer.Option("--json", help="write a JSON object per program here; -: print them")
+    ] = "",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="jobs at a time; default: one per CPU")
+    ] = None,
+    cluster: Cluster = "",
+    cache: Annotated[Path, typer.Option(help="folder of verdicts kept")] = REPORTS_DIR / ".cache",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="judge everything anew")] = False,
+    allow_unsandboxed: Annotated[
+        bool, typer.Option(help="judge even when no sandbox is available")
+    ] = False,
+) -> None:
+    """Judge Rust programs by rustc in the sandbox; one line per program, as verdicts come.
+
+    Exit codes: 0 every program passed, 3 one did not, 4 one could not be judged, 130 interrupted
+    (what was judged is in the cache: the same command goes on there).
+    """
+    config = verify_config(cluster=cluster, allow_unsandboxed=allow_unsandboxed)
+    cache_dir = None if no_cache else cache
+    try:
+        code = verify_files(
+            paths, level, config=config, cache_dir=cache_dir, workers=workers, json_file=json_file
+        )
+    except KeyboardInterrupt:
+        hint = "" if no_cache else "; the same command goes on from here"
+        Console(stderr=True).print(f"\nnanochat: interrupted{hint}", highlight=False)
+        code = 130
+    raise typer.Exit(code)
 
 
 def verify_files(

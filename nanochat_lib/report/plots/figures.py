@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report import theme
+from nanochat_lib.report.plots import theme
 from nanochat_lib.report.run_data import downsample, series
 
 MAX_MARKED = 40  # lines with fewer points show each point

@@ -25,7 +25,7 @@ from pygments.lexers import PythonLexer, RustLexer
 
 from nanochat_lib.report.content.readings import number
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 # Control and direction-changing characters, which could hide or reorder what a model wrote.
 HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -101,11 +101,15 @@ def figure_json(figure: go.Figure) -> Markup:
     return json_text(bare.to_json())
 
 
-def table(frame: pl.DataFrame) -> Markup:
-    """Return a frame as an HTML table, numbers to the right."""
+def table(frame: pl.DataFrame, *, raw: bool = False) -> Markup:
+    """Return a frame as an HTML table, numbers to the right.
+
+    Args:
+        raw: keep the underscores of column names, where these are settings or run ids.
+    """
     numeric = [dtype.is_numeric() for dtype in frame.dtypes]
-    heads = [_cell("th", name.replace("_", " "), n) for name, n in zip(frame.columns, numeric,
-                                                                      strict=True)]  # fmt: skip
+    names = frame.columns if raw else [name.replace("_", " ") for name in frame.columns]
+    heads = [_cell("th", name, n) for name, n in zip(names, numeric, strict=True)]
     lines = [
         [_cell("td", _text(value), n) for value, n in zip(row, numeric, strict=True)]
         for row in frame.iter_rows()

@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from nanochat_lib.report.bars import wilson_interval
-from nanochat_lib.report.html import asset, content_policy, render
+from nanochat_lib.report.pages.html import asset, content_policy, render
+from nanochat_lib.report.plots.bars import wilson_interval
 from nanochat_lib.runs import write_atomic
 
 _REJECTED_SHOWN = 40

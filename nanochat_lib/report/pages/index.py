@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.experiments.notes import Notes
 from nanochat_lib.report.content.summary import key_numbers
-from nanochat_lib.report.html import asset, content_policy, render
-from nanochat_lib.report.page import notebook_links, when
+from nanochat_lib.report.pages.html import asset, content_policy, render
+from nanochat_lib.report.pages.run import notebook_links, when
 from nanochat_lib.report.run_data import load_run
 from nanochat_lib.runs import write_atomic
 
@@ -27,6 +28,7 @@ def write_index(reports_dir: Path) -> Path:
     page = render(
         "index.html.j2",
         runs=rows,
+        pages=_pages(reports_dir),
         labels=labels,
         written=when(datetime.now(UTC).isoformat()),
         style=asset("style.css"),
@@ -39,11 +41,21 @@ def write_index(reports_dir: Path) -> Path:
     return path
 
 
+def _pages(reports_dir: Path) -> list[tuple[str, str]]:
+    """Return (name, relative link) of the comparisons and sweeps."""
+    found = [(path.stem, path) for path in sorted(reports_dir.glob("compare/*.html"))]
+    found += [
+        (f"{path.parent.name} (sweep)", path)
+        for path in sorted(reports_dir.glob("sweeps/*/compare.html"))
+    ]
+    return [(name, path.relative_to(reports_dir).as_posix()) for name, path in found]
+
+
 def _row(folder: Path) -> dict[str, Any]:
     href = f"runs/{folder.name}/"
     row = {"run_id": folder.name, "report": "", "status": "damaged", "profile": "", "created": "",
            "created_text": "", "seconds": 0.0, "seconds_text": "", "numbers": {}, "machine": "",
-           "notebooks": [], "notes": "", "error": ""}  # fmt: skip
+           "notebooks": [], "notes": Notes(), "error": ""}  # fmt: skip
     try:
         run = load_run(folder)
     except WorkbenchError as error:
@@ -62,6 +74,6 @@ def _row(folder: Path) -> dict[str, Any]:
         "numbers": {key.label: key for key in key_numbers(run)},
         "machine": run.machine,
         "notebooks": notebook_links(folder, href),
-        "notes": run.state.get("notes", ""),
+        "notes": run.notes,
         "error": "; ".join(stage["error"] for stage in stages if stage.get("error")),
     }

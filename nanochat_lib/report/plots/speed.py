@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from nanochat_lib.report import theme
-from nanochat_lib.report.bars import Row, plain
-from nanochat_lib.report.figures import base_figure, missing_figure
+from nanochat_lib.report.plots import theme
+from nanochat_lib.report.plots.bars import Row, plain
+from nanochat_lib.report.plots.figures import base_figure, missing_figure
 
 
 def kernel_bars(rows: Sequence[Row]) -> go.Figure:

@@ -14,8 +14,8 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from nanochat_lib.report import theme
-from nanochat_lib.report.figures import base_figure, missing_figure
+from nanochat_lib.report.plots import theme
+from nanochat_lib.report.plots.figures import base_figure, missing_figure
 
 Row = dict[str, Any]
 

@@ -21,8 +21,8 @@ from nbformat.reader import NotJSONError
 from traitlets.config import Config
 
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.report.html import ASSETS, asset, content_policy, json_text, python_html
-from nanochat_lib.report.page import page_setup, plotly_script, write_shared_plotly
+from nanochat_lib.report.pages.drawing import drawing_parts, write_shared_plotly
+from nanochat_lib.report.pages.html import ASSETS, asset, json_text, python_html
 from nanochat_lib.runs import write_atomic
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -45,16 +45,11 @@ def export_notebook(ipynb: Path, html: Path, *, plotly_src: str = "") -> Path:
     except (NotJSONError, ValidationError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"{ipynb} is not a readable notebook: {error}.") from error
     _number_figures(notebook)
-    script, plotly_js = asset("report.js"), Markup("") if plotly_src else plotly_script()
-    page = {
+    page = drawing_parts(plotly_src)
+    page |= {
         "title": ipynb.stem,
-        "policy": content_policy(script, *[plotly_js] * (not plotly_src), shared=bool(plotly_src)),
         "style": asset("style.css") + asset("notebook.css"),
         "has_figures": bool(_figures(notebook)),
-        "setup": json_text(page_setup()),
-        "plotly_src": plotly_src,
-        "plotly_js": plotly_js,
-        "script": script,
     }
     body, _ = _exporter().from_notebook_node(notebook, resources={"page": page})
     write_atomic(html, body.encode("utf-8", "replace").decode("utf-8"))

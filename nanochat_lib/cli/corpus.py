@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from nanochat_lib.config import RunConfig
+from nanochat_lib.cli.shared import Profile, Setting, console, parse_settings
+from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.data.build.build import build_corpus
-from nanochat_lib.report.content.corpus import write_corpus_page
+from nanochat_lib.report.pages.corpus import write_corpus_page
 
 _LINE_EVERY_S = 5.0  # of progress where there is no terminal
+
+
+def corpus(
+    out: Annotated[Path, typer.Option(help="folder of the corpus; the same one goes on")],
+    profile: Profile = "laptop",
+    settings: Setting = None,
+) -> None:
+    """Build a large corpus of verified Rust: sources, licences, dedup, rustc, dataset card.
+
+    Killed or stopped, the same command goes on where it was. Sources and licences are settings:
+    --set 'corpus.sources=["toolchain","debian"]'.
+    """
+    try:
+        build(load_profile(profile, parse_settings(settings or [])), out, console)
+    except KeyboardInterrupt:
+        hint = "interrupted; the same command goes on from here"
+        Console(stderr=True).print(f"\nnanochat: {hint}", highlight=False)
+        raise typer.Exit(130) from None
 
 
 def build(config: RunConfig, folder: Path, console: Console) -> None:

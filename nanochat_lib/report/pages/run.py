@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from nanochat_lib.report import theme
 from nanochat_lib.report.content.blocks import OUTCOMES_PAGE
 from nanochat_lib.report.content.outcomes import group_outcomes
 from nanochat_lib.report.content.readings import number
@@ -34,7 +30,8 @@ from nanochat_lib.report.content.summary import (
     key_numbers,
     target_rows,
 )
-from nanochat_lib.report.html import asset, content_policy, json_text, render
+from nanochat_lib.report.pages.drawing import drawing_parts, write_shared_plotly
+from nanochat_lib.report.pages.html import asset, content_policy, render
 from nanochat_lib.report.run_data import RunData, load_run
 from nanochat_lib.runs import write_atomic
 
@@ -100,11 +97,10 @@ def write_outcomes(
 
 def render_report(run: RunData, *, self_contained: bool) -> str:
     """Return the page of a run as HTML text."""
-    checks, targets, script = health_checks(run), target_rows(run), asset("report.js")
-    plotly_js = plotly_script() if self_contained else Markup("")
-    scripts = (script, plotly_js) if self_contained else (script,)
+    checks, targets = health_checks(run), target_rows(run)
     return render(
         "page.html.j2",
+        page=drawing_parts("" if self_contained else "../../assets/plotly.min.js"),
         run=run,
         created=when(run.state.get("created", "")),
         asked=asked_text(run),
@@ -118,32 +114,7 @@ def render_report(run: RunData, *, self_contained: bool) -> str:
         origin=_origin(run),
         notebooks=notebook_links(run.dir, ""),
         config=_config_rows(run.config),
-        setup=json_text(page_setup()),
-        style=asset("style.css"),
-        script=script,
-        plotly_js=plotly_js,
-        plotly_src="" if self_contained else "../../assets/plotly.min.js",
-        policy=content_policy(*scripts, shared=not self_contained),
     )
-
-
-def page_setup() -> dict[str, Any]:
-    """Return what the page's script needs once: both templates, the colour swap, the settings."""
-    modes = ("light", "dark")
-    return {
-        "templates": {mode: theme.template(mode).to_plotly_json() for mode in modes},
-        "swap": theme.swap_table(),
-        "config": theme.PLOTLY_CONFIG,
-    }
-
-
-def write_shared_plotly(folder: Path) -> Path:
-    """Write the plotting script that several pages share, unless it is there already."""
-    path, text = folder / "plotly.min.js", plotly_script()
-    if not path.exists() or path.stat().st_size != len(text.encode("utf-8")):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
-    return path
 
 
 def when(created: str) -> str:
@@ -239,9 +210,3 @@ def _config_rows(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]
     sections = [(name, list(v.items())) for name, v in config.items() if isinstance(v, dict)]
     plain = [(name, value) for name, value in config.items() if not isinstance(value, dict)]
     return [("run", plain), *sections] if config else []
-
-
-@cache
-def plotly_script() -> Markup:
-    """Return the plotting library, as it stands inside a script element."""
-    return Markup(get_plotlyjs().replace("\r\n", "\n"))
