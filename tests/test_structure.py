@@ -25,6 +25,7 @@ FLOORS = (
     ("data",),
     ("train", "evals"),
     ("report", "publish"),
+    ("studies",),
     ("cli",),
 )
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -110,8 +110,11 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     kv_width = model.n_kv_heads * model.head_size
     attention = 2 * model.d_model**2 + 2 * model.d_model * kv_width
     feed_forward = 3 * model.d_model * model.d_ff
-    layer = attention + feed_forward + 2 * model.d_model
+    norms = 2 * model.d_model * (1 + model.sandwich_norm)
+    norms += (model.d_model + model.d_ff) * model.sub_norm
+    layer = attention + feed_forward + norms
     other = 2 * model.vocab_size * model.d_model + model.d_model + (model.d_model + 1)
+    other += model.d_model * (model.input_injection + model.n_loops * model.loop_gates)
     return ParameterCount(model.n_layers * layer, other, model.n_loops)
 
 

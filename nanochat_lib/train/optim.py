@@ -117,7 +117,8 @@ class Optimizers:
             if name.split(".")[-2] in BIT_LINEARS:
                 matrices.append(parameter)
             else:
-                (tables if parameter.ndim == 2 else vectors).append(parameter)
+                is_table = parameter.ndim == 2 and not name.startswith("entry.")
+                (tables if is_table else vectors).append(parameter)
         groups = [
             {"params": tables, "base_decay": plan.weight_decay},
             {"params": vectors, "base_decay": 0.0},

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lib.config import HardwareConfig, PretrainConfig, TargetsConfig
+from nanochat_lib.control import must_stop
 from nanochat_lib.data.batches import Recipe, TokenData
 from nanochat_lib.data.loader import Loader
 from nanochat_lib.errors import WorkbenchError
@@ -148,7 +149,7 @@ class Trainer:
         with execution.signals_set(stop), contextlib.closing(self.loader):
             self._begin()
             while not self._is_over():
-                if stop.is_set():
+                if must_stop(self.job.folder, stop, self._save):
                     self._save()
                     raise KeyboardInterrupt(f"stopped at step {self.progress.step}")
                 if self._one_step():
@@ -205,7 +206,8 @@ class Trainer:
             self.optimizers.zero_grad()
             self.progress.micro_batch_size = largest_divisor(self.plan.batch_size, size // 2)
             logger.warning(
-                "Out of memory with %d sequences at once: going on with %d; the batch stays %d.",
+                "Out of memory with %d sequences at once: going on with %d; the batch stays %d "
+                "(docs/troubleshooting.md#cuda-out-of-memory).",
                 size,
                 self.progress.micro_batch_size,
                 self.plan.batch_size,
