@@ -27,7 +27,7 @@ def test_warnings_name_value_band_and_advice(run_dir):
     (warning, text), (note, brief) = warning_facts(load_run(run_dir))
     assert warning == "Warning: exit_entropy / ln R"
     assert "0.00289 at steps 140 to 280; healthy: at least 0.1." in text
-    assert "docs/troubleshooting.md#exit-collapse" in text
+    assert "docs/troubleshooting.md#the-exit-gate-collapsed" in text
     assert note == "Note: token_entropy_nats"
     assert "the brief's band: 6 to 8" in brief
 
