@@ -221,6 +221,32 @@ def test_settings_reach_the_stage(make) -> None:
     assert seen[0].hardware.prefetch_factor == 7
 
 
+def test_a_run_is_continued_with_its_own_settings(make, runs_dir: Path) -> None:
+    seen = []
+
+    def half(run: Any, config: Any, **hooks: Any) -> None:
+        seen.append(config)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    first = make({"kernels": half})
+    first.settings.set("hardware.prefetch_factor", "7")
+    first.settings._more.value = "eval.k = [1]"
+    first.start.click()
+    _wait(lambda: "interrupted" in first.head.value)
+    second = make({"kernels": half})
+    assert second.settings._fields["hardware.prefetch_factor"].input.value == "7"
+    second.start.click()
+    _wait(lambda: "completed" in second.head.value)
+    assert seen[1].model_dump() == seen[0].model_dump()
+    second.start.click()
+    assert "is completed" in second.said.value
+    assert len(seen) == 2
+    second.anew.value = True
+    second.start.click()
+    _wait(lambda: len(seen) == 3)
+
+
 def test_the_watcher_costs_little(make, runs_dir: Path) -> None:
     """While a run writes 50 steps a second; by CPU time, which other work does not change much."""
     board = make({"kernels": _steps})
