@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -145,18 +146,20 @@ def _execute(
     import papermill
     from traitlets.config import Config
 
-    # ipc sockets: parallel runs cannot race for TCP ports, and no port is opened at all.
-    ipc = {"transport": "ipc"}
     try:
-        papermill.execute_notebook(
-            NOTEBOOK_DIR / stage.notebook,
-            run.dir / "notebooks" / stage.notebook,
-            parameters={**parameters, "run_id": run.run_id, "runs_dir": str(run.dir.parent)},
-            kernel_name="python3",
-            progress_bar=False,
-            store_widget_state=False,
-            config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
-        )
+        # ipc sockets in a folder of their own: no port is opened, and parallel runs cannot take
+        # each other's (by default they are all called kernel-ipc-1 in the current folder)
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            ipc = {"transport": "ipc", "ip": f"{sockets}/s"}
+            papermill.execute_notebook(
+                NOTEBOOK_DIR / stage.notebook,
+                run.dir / "notebooks" / stage.notebook,
+                parameters={**parameters, "run_id": run.run_id, "runs_dir": str(run.dir.parent)},
+                kernel_name="python3",
+                progress_bar=False,
+                store_widget_state=False,
+                config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
+            )
     except BaseException as error:  # the outermost loop of a stage: recorded, raised by _settle
         failure.append(error)
 

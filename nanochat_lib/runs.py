@@ -203,7 +203,7 @@ def create_run(config: RunConfig, run_id: str, runs_dir: Path) -> Run:
     """
     check_run_id(run_id)
     folder = runs_dir / run_id
-    if folder.exists():
+    if folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise WorkbenchError(
             f"Run {run_id!r} exists already. Continue it with --resume, or choose another run id."
         )
@@ -217,7 +217,7 @@ def create_run(config: RunConfig, run_id: str, runs_dir: Path) -> Run:
         **provenance.environment(),
         "stages": {},
     }
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # one without run.json was left by a kill at this very line
     write_atomic(folder / "run.json", json.dumps(state, indent=1))
     return Run(run_id, folder, config)
 

@@ -133,6 +133,24 @@ def test_every_problem_is_one_click_away(reports_dir: Path, page: Page, text: st
     assert not (reports_dir / "runs" / "partial" / "outcomes.html").exists()
 
 
+def test_the_top_says_what_was_asked_what_came_out_and_whether_it_is_healthy(text: str) -> None:
+    top = text[: text.index('id="data"')]
+    order = [
+        "Asked: train a ternary model of 2.62 million parameters",
+        "Targets: ", "Health: ", 'aria-label="Key numbers"', "Against the targets",
+        "Is it healthy?",
+    ]  # fmt: skip
+    places = [top.index(part, top.index("<main")) for part in order]
+    assert places == sorted(places)
+
+
+def test_every_figure_has_its_own_link_in_the_contents(page: Page) -> None:
+    figures = [values["id"] for values in page.all("article") if "id" in values]
+    assert len(figures) > 20
+    linked = [values["href"] for values in page.all("a")]
+    assert all(linked.count(f"#{name}") >= 2 for name in figures)  # contents, and beside its title
+
+
 def test_every_figure_has_reading_table_source_and_label(reports_dir: Path, page: Page) -> None:
     run = run_of(reports_dir)
     blocks = [block for section in run_sections(run) for block in section.blocks]

@@ -12,14 +12,20 @@ import logging
 import typer
 from rich.console import Console
 
-from nanochat_lib.cli import corpus, machine, models, run, runs, verify
+from nanochat_lib.cli import corpus, doctor, machine, models, run, runs, studies, verify
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 for command in (
     run.run,
-    run.plan,
+    run.sweep,
+    machine.plan,
     runs.runs,
     runs.note,
     runs.compare,
@@ -28,7 +34,12 @@ for command in (
     corpus.corpus,
     models.evaluate,
     models.generate,
+    studies.study,
+    models.publish,
+    models.tensorboard,
+    machine.parameters,
     machine.kernels,
+    doctor.doctor,
 ):
     app.command()(command)
 

@@ -1,4 +1,6 @@
-"""`nanochat generate` and `nanochat evaluate`: what a checkpoint writes, and what it is worth."""
+"""`nanochat generate`, `evaluate`, `publish` and `tensorboard`: what a model writes, what that is
+worth, and its files for others.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat_lib.cli.shared import Cluster, console, show, verify_config
+from nanochat_lib.cli.shared import (
+    Cluster,
+    JsonFlag,
+    RunsDir,
+    console,
+    show,
+    verify_config,
+    visible,
+)
 from nanochat_lib.config import RunConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.runs import write_atomic
+from nanochat_lib.runs import REPORTS_DIR, open_run, write_atomic
 
 
 def generate(
@@ -20,8 +30,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="longest completion in tokens")] = 160,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     exit_threshold: Annotated[float, typer.Option(help="leave the loops at this exit cdf")] = 1.0,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Write Rust with a checkpoint and the packed decode engine."""
+    """Write Rust with a checkpoint and the packed decode engine.
+
+    What a model writes is not checked here: judge it by `nanochat verify` before you run it.
+    """
     from nanochat_lib.evals.suite import complete_prompt
 
     text = complete_prompt(
@@ -31,7 +45,10 @@ def generate(
         temperature=temperature,
         exit_threshold=exit_threshold,
     )
-    typer.echo(prompt.rstrip() + text)
+    if as_json:
+        typer.echo(json.dumps({"prompt": prompt.rstrip(), "completion": text}))
+        return
+    typer.echo(visible(prompt.rstrip() + text))
 
 
 def evaluate(
@@ -69,6 +86,46 @@ def evaluate(
         console.print(f"{row['n']:6,} {row['verdict']}", highlight=False)
     if n := result["n_tasks_without_completion"]:
         console.print(f"{n:,} of {len(chosen):,} tasks have no completion: they are in no rate.")
+
+
+def publish(
+    run_id: Annotated[str, typer.Argument(help="run whose model is exported")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the export; default: the run's artifacts")
+    ] = None,
+    runs_dir: RunsDir = REPORTS_DIR / "runs",
+    as_json: JsonFlag = False,
+) -> None:
+    """Export a run's model: safetensors, GGUF, model card, checksums. Nothing is uploaded."""
+    from nanochat_lib.publish.export import publish as export
+
+    opened = open_run(run_id, runs_dir)
+    folder = out or opened.artifacts("publish")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = export(opened.dir, opened.config, folder)
+    if as_json:
+        typer.echo(json.dumps(manifest | {"folder": str(folder)}, indent=1))
+        return
+    files = [{"file": f["name"], "bytes": f"{f['bytes']:,}"} for f in manifest["files"]]
+    show(files, False, title=f"Model of stage {manifest['stage']} in {folder}")
+    for item in manifest["checklist"]:
+        console.print(f"{'done' if item['done'] else 'open'}  {item['item']}", highlight=False)
+
+
+def tensorboard(
+    run_id: Annotated[str, typer.Argument(help="run whose metrics are written")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder; default: tensorboard/RUN beside the runs' folder")
+    ] = None,
+    runs_dir: RunsDir = REPORTS_DIR / "runs",
+) -> None:
+    """Write a run's metrics as TensorBoard event files (needs the extra tensorboard)."""
+    from nanochat_lib.publish.tensorboard import write_tensorboard
+
+    folder = out or runs_dir.parent / "tensorboard" / run_id
+    n = write_tensorboard(open_run(run_id, runs_dir).dir, folder)
+    console.print(f"{n:,} values; look at them with: tensorboard --logdir {folder.parent}",
+                  soft_wrap=True, highlight=False)  # fmt: skip
 
 
 def _rate_row(row: dict[str, Any]) -> dict[str, str]:

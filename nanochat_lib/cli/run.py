@@ -1,13 +1,13 @@
-"""`nanochat run` and `nanochat plan`: the stages headless, and what a profile asks for."""
+"""`nanochat run` and `nanochat sweep`: the stages headless, once or in many variants."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from nanochat_lib import pipeline
 from nanochat_lib.cli.shared import (
@@ -17,12 +17,14 @@ from nanochat_lib.cli.shared import (
     Setting,
     console,
     parse_settings,
+    progress_bar,
     show,
 )
 from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.experiments.registry import list_runs
 from nanochat_lib.runs import REPORTS_DIR, Run, create_run, open_run
+from nanochat_lib.rust.toolchain import find_toolchain
 
 
 def run(
@@ -35,8 +37,6 @@ def run(
     runs_dir: RunsDir = REPORTS_DIR / "runs",
 ) -> None:
     """Run all stages headless, in order, and end in an HTML report."""
-    from nanochat_lib.rust.toolchain import find_toolchain
-
     overrides = parse_settings(settings or [])
     config = load_profile(profile, {"seed": seed, **overrides})
     named = [name.strip() for name in stages.split(",") if name.strip()]
@@ -52,22 +52,50 @@ def run(
         console.print(f"index   {runs_dir.parent / 'index.html'}", soft_wrap=True)
 
 
-def plan(
-    profile: Annotated[str, typer.Argument(help="profile name, or a .toml file")] = "laptop",
-    settings: Setting = None,
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file of settings to vary; see docs/sweeps.md")],
+    jobs: Annotated[int, typer.Option(min=0, help="points at a time; 0: what fits")] = 0,
+    dry_run: Annotated[bool, typer.Option(help="list the points, run nothing")] = False,
+    runs_dir: RunsDir = REPORTS_DIR / "runs",
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what a profile asks for: parameters, time, memory, and what does not add up."""
-    from nanochat_lib.hardware.planner import make_plan
+    """Run many variants of a run, several at a time, and compare them on one page.
 
-    made = make_plan(load_profile(profile, parse_settings(settings or [])))
-    if as_json:
-        typer.echo(json.dumps(made.as_dict(), indent=1))
+    Killed or stopped, the same command goes on; what is done is skipped, what failed is tried
+    again, and a file with more values or seeds adds points.
+
+    Exit codes: 0 every point completed, 3 one failed, 130 interrupted.
+    """
+    from nanochat_lib.experiments.sweep import divide_machine, run_sweep
+    from nanochat_lib.experiments.sweep_spec import read_sweep, sweep_points
+    from nanochat_lib.report.compare.sweep import sweep_outcomes, sweep_table, write_sweep_page
+    from nanochat_lib.report.pages.index import write_index
+
+    spec = read_sweep(file)
+    spec = spec.model_copy(update={"jobs": jobs or spec.jobs})
+    points = sweep_points(spec)
+    if dry_run:
+        rows = [{"run": p.run_id, **p.swept, "seed": p.seed} for p in points]
+        show(rows, as_json, title=f"Sweep {spec.name}: {len(points)} points")
         return
-    show(made.rows(), False, title=f"Plan of profile {profile}")
-    show(made.memory_rows(), False, title="Memory by part")
-    for finding in made.findings:
-        console.print(f"[yellow]•[/yellow] {finding.text}", highlight=False)
+    crew = divide_machine(spec, len(points))
+    told = Console(stderr=True) if as_json else console
+    told.print(f"{len(points)} points, {crew.jobs} at a time, {crew.threads} threads each")
+    find_toolchain()
+    with progress_bar(f"sweep {spec.name}", len(points), told) as advance:
+        results = run_sweep(spec, runs_dir, on_point=lambda *ended: advance(_ended(*ended)))
+    ranked = sweep_table(*sweep_outcomes(spec.name, runs_dir)).to_dicts()
+    show(ranked, as_json, title=f"Sweep {spec.name}")
+    told.print(f"page   {write_sweep_page(spec.name, runs_dir)}", soft_wrap=True, highlight=False)
+    told.print(f"index  {write_index(runs_dir.parent)}", soft_wrap=True, highlight=False)
+    if any(result.status != "completed" for result in results):
+        raise typer.Exit(3)
+
+
+def _ended(result: Any, n_ended: int, n: int) -> str:
+    why = f": {result.error}" if result.error else ""
+    took = "done before" if result.was_done else f"{result.seconds:.0f} s"
+    return f"{n_ended} of {n}  {result.point.run_id} {result.status} ({took}){why}"
 
 
 def _open_or_create(config: RunConfig, run_id: str, runs_dir: Path, *, resume: bool) -> Run:
@@ -107,5 +135,5 @@ class _ProgressLines:
         elif progress.status != "running" or place != self.last:
             if self.status:
                 self.status.stop()
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
         self.last = place

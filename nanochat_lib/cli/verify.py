@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,8 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nanochat_lib.cli.shared import Cluster, verify_config
+from nanochat_lib.cli.shared import Cluster, progress_bar, verify_config
 from nanochat_lib.config import VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, Program, Verdict, Verified
@@ -96,7 +94,9 @@ def verify_files(
     options = {"config": config, "cache_dir": cache_dir, "workers": workers}
     counts: Counter[Verdict] = Counter()
     n_cached = 0
-    with _progress(len(found) + len(unreadable)) as advance, _output(json_file) as put:
+    told, n = Console(stderr=True), len(found) + len(unreadable)
+    bar = progress_bar("judged", n, told, every_s=_LINE_EVERY_S)
+    with bar as advance, _output(json_file) as put:
         for one in _judge(found, unreadable, level, options):
             put(one)
             counts[one.verdict] += 1
@@ -225,29 +225,3 @@ def _shown(path: Path | str) -> str:
 
 def _say(text: str) -> None:
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function that counts one more: a bar on a terminal, a line now and then elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(total).advance
-        return
-    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("judging", total=total)
-        yield lambda: bar.advance(task)
-
-
-class _Lines:
-    """Progress where there is no terminal."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.last = total, 0, time.monotonic()
-
-    def advance(self) -> None:
-        self.done += 1
-        if time.monotonic() - self.last >= _LINE_EVERY_S:
-            self.last = time.monotonic()
-            _say(f"judged {self.done} of {self.total}")

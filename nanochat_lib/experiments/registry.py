@@ -63,6 +63,12 @@ def select_runs(
     return rows.filter(chosen)
 
 
+def named_or_newest(names: str, runs_dir: Path, n: int = 3) -> list[str]:
+    """Return the run ids in a text separated by commas, or those of the newest `n` runs."""
+    named = [name.strip() for name in names.split(",") if name.strip()]
+    return named or list_runs(runs_dir).filter(pl.col("status") != DAMAGED)["run_id"].to_list()[:n]
+
+
 def _row(folder: Path) -> dict[str, Any]:
     row = {"run_id": folder.name, "status": DAMAGED, "profile": "", "created": "", "stages": "",
            "seconds": 0.0, "commit": "", "tags": [], "hypothesis": "", "conclusion": "",

@@ -32,6 +32,7 @@ class RunData:
     metrics: pl.DataFrame  # METRIC_SCHEMA of runs.py
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> summary.json
     notes: Notes = field(default_factory=Notes)
+    label: str = ""  # what a comparison calls it, where its id says little
 
     @property
     def run_id(self) -> str:

@@ -206,7 +206,8 @@ class Trainer:
             self.optimizers.zero_grad()
             self.progress.micro_batch_size = largest_divisor(self.plan.batch_size, size // 2)
             logger.warning(
-                "Out of memory with %d sequences at once: going on with %d; the batch stays %d.",
+                "Out of memory with %d sequences at once: going on with %d; the batch stays %d "
+                "(docs/troubleshooting.md#cuda-out-of-memory).",
                 size,
                 self.progress.micro_batch_size,
                 self.plan.batch_size,

@@ -51,11 +51,11 @@ def _differences(
 
 
 def column_names(runs: Sequence[RunData]) -> list[str]:
-    """Return a distinct name for each run: its id, with its folder where two ids are equal."""
-    ids = [run.run_id for run in runs]
+    """Return a distinct name for each run: label or id, with its folder where two are equal."""
+    names = [run.label or run.run_id for run in runs]
     return [
-        run.run_id if ids.count(run.run_id) == 1 else f"{run.run_id} ({run.dir.parent})"
-        for run in runs
+        name if names.count(name) == 1 else f"{name} ({run.dir})"
+        for name, run in zip(names, runs, strict=True)
     ]
 
 

@@ -147,6 +147,8 @@ def _reading(known: Known, sense: int) -> str:
         return f"Only {name} recorded it: {number(value)} at the end."
     order = sorted(last, key=lambda name: last[name], reverse=sense > 0)
     ends = [f"{name} {number(last[name])}" for name in (order[0], order[-1])]
+    if number(last[order[0]]) == number(last[order[-1]]):
+        return f"All {len(last)} runs end at {number(last[order[0]])}.{more}"
     words = ("from", "to") if sense == 0 else ("best", "last")
     return f"At the end: {words[0]} {ends[0]}, {words[1]} {ends[1]} of {len(last)} runs.{more}"
 

@@ -109,8 +109,17 @@ def render_comparison(
             ("parameters", "Parameters that differ", readable(parameters)),
             ("environment", "Environment that differs", readable(environment)),
         ],
-        differences_links=[("parameters", "Parameters"), ("environment", "Environment")],
-        sections=[*sections, curves],
+        contents=[
+            ("summary", "Summary", []),
+            *((one.anchor, one.title, one.blocks) for one in sections),
+            ("runs", "Runs", []),
+            ("numbers", "What came out", []),
+            ("parameters", "Parameters", []),
+            ("environment", "Environment", []),
+            (curves.anchor, curves.title, curves.blocks),
+        ],
+        first=list(sections),
+        sections=[curves],
     )
 
 
@@ -169,7 +178,7 @@ def _reading(
     wins = Counter(
         n for row in rows for n, mark in zip(names, row.marks, strict=True) if mark == BEST
     )
-    told = ", ".join(f"{name} in {n}" for name, n in wins.most_common(3))
+    told = "; ".join(f"“{name}” in {n}" for name, n in wins.most_common(3))
     judged = sum(any(row.marks) for row in rows)
     text = f"{len(runs)} runs that differ in {parameters.height} parameters and "
     text += f"{environment.height} facts of their environment. "
@@ -189,6 +198,7 @@ def _shown_run(run: RunData, path: Path) -> dict[str, Any]:
     report = run.dir / "report.html"
     return {
         "run_id": run.run_id,
+        "label": run.label,
         "href": _href(report, path) if report.exists() else "",
         "status": run.status,
         "profile": run.state.get("profile", ""),

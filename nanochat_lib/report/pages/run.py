@@ -97,7 +97,9 @@ def write_outcomes(
 
 def render_report(run: RunData, *, self_contained: bool) -> str:
     """Return the page of a run as HTML text."""
-    checks, targets = health_checks(run), target_rows(run)
+    checks, targets, sections = health_checks(run), target_rows(run), run_sections(run)
+    contents = [("summary", "Summary", []), ("targets", "Targets", [])][: 1 + bool(targets)]
+    contents += [("health", "Health", []), *((s.anchor, s.title, s.blocks) for s in sections)]
     return render(
         "page.html.j2",
         page=drawing_parts("" if self_contained else "../../assets/plotly.min.js"),
@@ -110,7 +112,8 @@ def render_report(run: RunData, *, self_contained: bool) -> str:
         scale=_scale_text(run),
         checks=checks,
         marks=MARKS,
-        sections=run_sections(run),
+        contents=[*contents, ("origin", "Origin of this run", [])],
+        sections=sections,
         origin=_origin(run),
         notebooks=notebook_links(run.dir, ""),
         config=_config_rows(run.config),
@@ -203,7 +206,8 @@ def _origin(run: RunData) -> list[tuple[str, str]]:
 
 def _stage_text(name: str, stage: dict[str, Any]) -> str:
     seconds = f" in {stage['seconds']:,.0f} s" if stage.get("seconds") else ""
-    return f"{name} {stage.get('status', 'unknown')}{seconds}"
+    shared = f" (done once, by {stage['shared_with']})" if stage.get("shared_with") else ""
+    return f"{name} {stage.get('status', 'unknown')}{seconds}{shared}"
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
