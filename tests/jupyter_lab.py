@@ -92,12 +92,23 @@ class LabPage:
         self.page.on("request", lambda r: self._request(r.url, address))
         self.page.goto(f"{address}/lab?token={TOKEN}&reset")
         self.page.wait_for_function("window.jupyterapp && window.jupyterapp.restored")
-        theme = "JupyterLab Dark" if dark else "JupyterLab Light"
-        self.page.evaluate(
-            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
-        )
+        self._choose_theme(is_dark=dark)
         self.page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
         self.page.evaluate(RUN_ALL, path)
+
+    def _choose_theme(self, *, is_dark: bool) -> None:
+        """Change the theme where it is another; only when the first one has come, or they race."""
+        light = "document.body.dataset.jpThemeLight"
+        self.page.wait_for_function(f"() => {light} !== undefined")
+        wanted = "false" if is_dark else "true"
+        if self.page.evaluate(light) != wanted:
+            self.page.wait_for_timeout(1000)
+            name = "JupyterLab Dark" if is_dark else "JupyterLab Light"
+            self.page.evaluate(
+                "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})",
+                name,
+            )
+            self.page.wait_for_function(f"() => {light} === '{wanted}'")
 
     def _console(self, message: Any) -> None:
         if message.type == "error" and not any(word in message.text for word in HARMLESS):

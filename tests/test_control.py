@@ -104,7 +104,7 @@ while not must_stop(Path(sys.argv[1]), threading.Event(), lambda: None):
 
 
 @pytest.mark.parametrize("how", ["library", "touch"])
-def test_another_process_stops_within_a_second(tmp_path: Path, how: str) -> None:
+def test_another_process_stops(tmp_path: Path, how: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -114,4 +114,4 @@ def test_another_process_stops_within_a_second(tmp_path: Path, how: str) -> None
     else:
         (tmp_path / "control").mkdir()
         subprocess.run(["touch", str(tmp_path / "control" / "stop")], check=True)
-    assert process.wait(timeout=1) == 0
+    assert process.wait(timeout=3) == 0  # 20 ms where the cores are free

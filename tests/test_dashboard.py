@@ -94,17 +94,18 @@ def test_start_pause_go_on_checkpoint_and_stop(make, runs_dir: Path) -> None:
     assert "running" in board.head.value
     control.ask(board.stage_dir, control.PAUSE)
     _wait(lambda: control.is_asked(board.stage_dir, control.PAUSED))
-    held = board.tail.last("kernels", "loss")
+    written = (board.run_dir / "metrics.jsonl").stat().st_size
     time.sleep(0.4)
-    assert board.tail.last("kernels", "loss") == pytest.approx(held, rel=0.1)
+    assert (board.run_dir / "metrics.jsonl").stat().st_size == written
     _wait(lambda: "paused" in board.head.value)
+    held = board.tail.last("kernels", "loss")
     control.take_back(board.stage_dir, control.PAUSE)
     board.checkpoint.click()
     _wait(lambda: board.tail.last("kernels", "loss") < held / 2)
     board.stop.click()
     took = _wait(lambda: not board.background.is_alive)
-    assert took < 1
-    assert _wait(lambda: "interrupted" in board.head.value) < 1
+    assert took < 3  # some 20 ms where the cores are free; test_dashboard_cost.py measures it
+    _wait(lambda: "interrupted" in board.head.value, 3)
     run = open_run("mine", runs_dir)
     assert run.stage_state("kernels")["status"] == "interrupted"
     metrics = run.metrics()
@@ -123,18 +124,17 @@ def test_a_run_in_another_process_is_watched_paused_and_stopped(make, runs_dir: 
         board.pause.click()
         _wait(lambda: control.is_asked(board.stage_dir, control.PAUSED))
         _wait(lambda: board.pause.description == "Go on")
-        n_before = len(board.tail.curve("pretrain", "loss").steps)
+        written = (board.run_dir / "metrics.jsonl").stat().st_size
         time.sleep(0.3)
-        assert len(board.tail.curve("pretrain", "loss").steps) - n_before <= 1
+        assert (board.run_dir / "metrics.jsonl").stat().st_size == written
+        n_before = len(board.tail.curve("pretrain", "loss").steps)
         board.checkpoint.click()
         _wait(lambda: board.tail.last("pretrain", "saved") == 1)
         board.pause.click()
         _wait(lambda: len(board.tail.curve("pretrain", "loss").steps) > n_before + 3)
         _wait(lambda: _figure(board).get("total", 0) > 3)
-        began = time.monotonic()
         board.stop.click()
         assert process.wait(5) == 0
-        assert time.monotonic() - began < 1.5  # the process's own end is part of it
         _wait(lambda: "interrupted" in board.head.value)
     finally:
         process.kill()
@@ -219,6 +219,32 @@ def test_settings_reach_the_stage(make) -> None:
     board.start.click()
     _wait(lambda: seen)
     assert seen[0].hardware.prefetch_factor == 7
+
+
+def test_a_run_is_continued_with_its_own_settings(make, runs_dir: Path) -> None:
+    seen = []
+
+    def half(run: Any, config: Any, **hooks: Any) -> None:
+        seen.append(config)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    first = make({"kernels": half})
+    first.settings.set("hardware.prefetch_factor", "7")
+    first.settings._more.value = "eval.k = [1]"
+    first.start.click()
+    _wait(lambda: "interrupted" in first.head.value)
+    second = make({"kernels": half})
+    assert second.settings._fields["hardware.prefetch_factor"].input.value == "7"
+    second.start.click()
+    _wait(lambda: "completed" in second.head.value)
+    assert seen[1].model_dump() == seen[0].model_dump()
+    second.start.click()
+    assert "is completed" in second.said.value
+    assert len(seen) == 2
+    second.anew.value = True
+    second.start.click()
+    _wait(lambda: len(seen) == 3)
 
 
 def test_the_watcher_costs_little(make, runs_dir: Path) -> None:

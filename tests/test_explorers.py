@@ -192,12 +192,12 @@ def test_the_change_of_a_layer_is_measured_in_every_loop(explainer: Explainer) -
 
 
 def test_the_code_viewer_shows_the_window_it_names() -> None:
-    codes = np.random.default_rng(0).integers(-1, 2, (300, 200)).astype(np.int8)
+    codes = np.random.default_rng(0).integers(-1, 2, (300, 400)).astype(np.int8)
     rows = pl.DataFrame({"layer": [1], "matrix": ["q"]})
     viewer = CodeViewer(rows, lambda layer, matrix: (codes, 0.5))
     assert viewer.top.max == 300 - 192
     viewer.top.value = 48
-    assert np.array_equal(viewer.figure.widget.data[0].z, codes[48:240, :192])
+    assert np.array_equal(viewer.figure.widget.data[0].z, codes[48:240, :384])
     assert viewer.left.disabled is False
     viewer.figure.set_dark(True)
     assert viewer.figure.widget.layout.template.layout.paper_bgcolor == "#171a20"

@@ -157,9 +157,11 @@ def test_every_explorer_opens_runs_and_shows_its_widget(lab: Any, name: str, dar
     assert seen.wait_until_done(300) == []
     widget = seen.page.locator(".nano .widget-hbox, .nano .widget-dropdown").first
     widget.wait_for()
+    seen.page.evaluate(
+        "document.querySelector('.nano .widget-hbox, .nano .widget-dropdown').scrollIntoView()"
+    )
     USE[name](seen)
-    seen.page.evaluate("document.querySelector('.nano .widget-hbox').scrollIntoView()")
-    seen.page.wait_for_timeout(1500)
+    seen.page.wait_for_timeout(1000)
     seen.picture(f"{name}-{'dark' if dark else 'light'}")
     assert seen.problems == []
     assert seen.outside == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Episode, Level, Metric, Program, Task, Verdict, Verified
+from nanochat_lib.train import maxrl as maxrl_module
 from nanochat_lib.train.maxrl import _Trainer, maxrl, stable_seed
 from nanochat_lib.train.rl import rollouts as rollouts_module
 from nanochat_lib.train.rl.policy import Policy, completion_log_prob
@@ -342,6 +344,33 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(base, tmp_path, easy_judge) -> N
     first, second = (load_checkpoint(tmp_path / name / "final").model for name in ("whole", "cut"))
     for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("calls", [1, 5], ids=["before the first update", "in an update"])
+def test_a_stop_does_not_wait_for_what_is_being_judged(
+    base, tmp_path, easy_judge, monkeypatch, calls
+) -> None:
+    """Sampling and judging are left behind; the run goes on as if it had not been stopped."""
+    whole: list = []
+    maxrl(run_config(), base, TASKS, tmp_path / "whole", log=collect(whole))
+    real, seen, stop = maxrl_module.judge, [], threading.Event()
+
+    def slow_judge(*args: Any, **settings: Any) -> Any:
+        seen.append(1)
+        if len(seen) == calls:
+            stop.set()
+            time.sleep(5)
+        return real(*args, **settings)
+
+    parts: list = []
+    with monkeypatch.context() as patched:
+        patched.setattr(maxrl_module, "judge", slow_judge)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            maxrl(run_config(), base, TASKS, tmp_path / "cut", log=collect(parts), stop=stop)
+        assert time.monotonic() - began < 4
+    maxrl(run_config(), base, TASKS, tmp_path / "cut", log=collect(parts))
+    assert without_seconds(parts) == without_seconds(whole)
 
 
 def test_only_training_tasks_are_trained_on(base, tmp_path, easy_judge, monkeypatch) -> None:

@@ -16,6 +16,7 @@ import papermill
 import polars as pl
 import pytest
 
+from nanochat_lib import control
 from nanochat_lib.config import PROJECT_ROOT, load_profile
 from nanochat_lib.runs import Run, open_run, read_metrics
 from nanochat_lib.stages import STAGES
@@ -163,3 +164,26 @@ def test_notebooks_are_valid_and_name_their_parameters() -> None:
         nbformat.validate(nbformat.read(path, as_version=4))
         found = papermill.inspect_notebook(str(path))
         assert set(found) == own.get(path.name, of_stages)
+
+
+@pytest.mark.slow
+def test_a_headless_run_is_stopped_by_a_file(finished_run: Run, tmp_path: Path) -> None:
+    """What the dashboard's Stop does to a run of another process."""
+    folder = tmp_path / "reports" / "runs" / "asked"
+    shutil.copytree(finished_run.dir, folder)
+    state = json.loads((folder / "run.json").read_text())
+    state["run_id"] = "asked"
+    state["stages"] = {"preprocess": state["stages"]["preprocess"]}
+    (folder / "run.json").write_text(json.dumps(state))
+    shutil.rmtree(folder / "artifacts" / "pretrain")
+    command = ["run", "--profile", TINY, "--run-id", "asked", "--resume", "--stages"]
+    command += ["preprocess,pretrain", "--runs-dir", str(folder.parent)]
+    long = ["--set", "pretrain.total_steps=100000", "--set", "pretrain.eval_every=100000"]
+    process = subprocess.Popen([*CLI, *command, *long], stdout=subprocess.PIPE, text=True)
+    while not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+        assert process.poll() is None, "ended before it was asked to"
+    control.ask(folder / "artifacts" / "pretrain", control.STOP)
+    assert process.wait(timeout=60) == 130
+    assert open_run("asked", folder.parent).stage_state("pretrain")["status"] == "interrupted"
+    assert list((folder / "artifacts" / "pretrain" / "checkpoints").glob("step_*"))

@@ -1,4 +1,4 @@
-"""Look at programs inside a notebook: a browser over verified samples, and escaped listings.
+"""Look at programs inside a notebook: escaped listings.
 
 Text written by a model or taken from the outside is always escaped: a `<script>` in it shows as
 text. The listings are plain HTML, so they stay in a notebook that ran headless.
@@ -10,11 +10,8 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 if TYPE_CHECKING:
     from IPython.display import HTML
-    from ipywidgets import VBox
 
 _CODE = "white-space:pre-wrap;border:1px solid #8886;border-radius:4px;padding:6px;margin:2px 0"
 
@@ -36,32 +33,6 @@ def show_before_after(examples: Sequence[dict[str, Any]]) -> HTML:
             caption = f"{example['task_id']} · {when}: {example[f'verdict_{when}']}"
             parts.append(_listing(caption, example["prompt"] + example[when]))
     return HTML("".join(parts) or "No examples were recorded.")
-
-
-def sample_browser(verified: pl.DataFrame) -> VBox:
-    """Return a widget that shows one verified row at a time, chosen by kind and number."""
-    import ipywidgets as widgets
-
-    kinds = verified["kind"].unique(maintain_order=True).to_list()
-    kind = widgets.Dropdown(options=kinds, description="kind")
-    row = widgets.IntSlider(0, 0, 0, description="row")
-    shown = widgets.HTML()
-
-    def refresh(_: object = None) -> None:
-        part = verified.filter(pl.col("kind") == kind.value)
-        row.max = max(part.height - 1, 0)
-        shown.value = _verified_row(part.row(min(row.value, row.max), named=True))
-
-    kind.observe(refresh, "value")
-    row.observe(refresh, "value")
-    refresh()
-    return widgets.VBox([widgets.HBox([kind, row]), shown])
-
-
-def _verified_row(row: dict[str, Any]) -> str:
-    features = f"{row['n_lines']} lines · complexity {row['cyclomatic_complexity']}"
-    caption = f"{row['source_id']} · {row['licence']} · {row['difficulty']} · {features}"
-    return _listing(caption, row["text"])
 
 
 def _caption(sample: dict[str, Any]) -> str:

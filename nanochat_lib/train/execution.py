@@ -12,21 +12,25 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig
+from nanochat_lib.control import LOOK_S
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model.looplm import LoopLM, call_layer
 from nanochat_lib.runs import write_atomic
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 BFLOAT16_GAIN = 2.0  # autocast adds casts, so bfloat16 must multiply at least this much faster
 # Compiling costs 15 to 30 s. In float32 matmuls are three quarters of an eager step and compiling
@@ -190,3 +194,28 @@ def signals_set(event: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Abandoned(Exception):
+    """Work was left behind, because somebody asked for a stop."""
+
+
+def unless_stopped(work: Callable[[], T], is_stopping: Callable[[], bool]) -> T:
+    """Do work that changes nothing in a thread of its own, and leave it when a stop is wanted.
+
+    The thread runs on for the seconds that its work takes; nobody looks at what it returns.
+
+    Raises:
+        Abandoned: `is_stopping` said so before the work was done.
+    """
+    pool = futures.ThreadPoolExecutor(1, thread_name_prefix="sampling")
+    done = pool.submit(work)
+    pool.shutdown(wait=False)  # the thread ends with its work
+    while True:
+        try:
+            return done.result(timeout=LOOK_S)
+        except futures.TimeoutError:
+            if done.done():
+                raise  # the work's own
+            if is_stopping():
+                raise Abandoned from None

@@ -31,14 +31,14 @@ from typing import Any
 import numpy as np
 
 from nanochat_lib.config import RunConfig
-from nanochat_lib.control import must_stop
+from nanochat_lib.control import STOP, is_asked, must_stop
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from nanochat_lib.model.checkpoint import TOKENIZER, TrainState, load_checkpoint, save_checkpoint
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.records import Metric, Task
 from nanochat_lib.runs import write_atomic
-from nanochat_lib.train.execution import cpu_threads, signals_set
+from nanochat_lib.train.execution import Abandoned, cpu_threads, signals_set, unless_stopped
 from nanochat_lib.train.rl.advantage import advantages
 from nanochat_lib.train.rl.policy import Policy
 from nanochat_lib.train.rl.rollouts import Rollout, Sampler, guards, judge, length_guard, rates
@@ -104,17 +104,26 @@ class _Trainer:
     step: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     last_look: list[Rollout] = field(default_factory=list)
+    is_stopping: Callable[[], bool] = lambda: False
 
     def run(self, log: Log, stop: threading.Event, report: Callable[[int, int, str], None]) -> None:
         """Update until `total_steps`, looking at held-out tasks before, in between and after."""
+        try:
+            self._run(log, stop, report)
+        except Abandoned:
+            self._stop(stop)
+
+    def _run(
+        self, log: Log, stop: threading.Event, report: Callable[[int, int, str], None]
+    ) -> None:
         plan = self.config.maxrl
+        self.is_stopping = lambda: stop.is_set() or is_asked(self.folder, STOP)
         if "before" not in self.record:
             report(0, plan.total_steps, "held-out tasks before")
             log(0, self.look("before"))
         while self.step < plan.total_steps:
             if must_stop(self.folder, stop, self.save):
-                self.save()
-                raise KeyboardInterrupt("stopped by request; the checkpoint was written")
+                self._stop(stop)
             values = self.update()
             if self.step % plan.eval_every == 0 and self.step < plan.total_steps:
                 values |= self.look("during")
@@ -123,6 +132,12 @@ class _Trainer:
                 self.save()
             report(self.step, plan.total_steps, f"{values[Metric.PASS_RATE]:.0%} passed")
         log(plan.total_steps, self.look("after"))
+
+    def _stop(self, stop: threading.Event) -> None:
+        """Write the checkpoint of the last whole update, and end."""
+        must_stop(self.folder, stop, self.save)  # takes the request back
+        self.save()
+        raise KeyboardInterrupt("stopped by request; the checkpoint was written")
 
     def update(self) -> dict[str, float]:
         """Sample, judge, learn; return the metrics of this update."""
@@ -155,10 +170,13 @@ class _Trainer:
 
     def look(self, moment: str) -> dict[str, float]:
         """Judge held-out tasks with the same seeds at every moment; keep rates in the record."""
-        splits = self.held_out if moment != "during" else {"held_parameters": ()}
+        is_between = moment == "during"  # its update is done, and is logged together with it
+        splits = {"held_parameters": ()} if is_between else self.held_out
         by_split, seconds = {}, Counter()
         for split in splits:
-            rollouts = self._attempt(self.held_out[split], EVAL_SAMPLES, "held out", seconds)
+            rollouts = self._attempt(
+                self.held_out[split], EVAL_SAMPLES, "held out", seconds, may_leave=not is_between
+            )
             by_split[split] = rates(rollouts)
             if split == "held_parameters":
                 self.last_look = rollouts
@@ -216,18 +234,29 @@ class _Trainer:
         return summary
 
     def _attempt(
-        self, tasks: Sequence[Task], n_samples: int, purpose: str, seconds: Counter
+        self,
+        tasks: Sequence[Task],
+        n_samples: int,
+        purpose: str,
+        seconds: Counter,
+        *,
+        may_leave: bool = True,
     ) -> list[Rollout]:
-        plan, started = self.config.maxrl, time.perf_counter()
-        seed = stable_seed(self.config.seed, purpose)
-        drafts = self.sampler.sample(tasks, n_samples, plan, seed=seed)
-        sampled = time.perf_counter()
-        threshold = self.record.get("reward_threshold", plan.reward_threshold)
-        strict = plan.model_copy(update={"reward_threshold": threshold})
-        rollouts = judge(drafts, strict, self.config.verify, cache_dir=self.cache_dir)
-        seconds[Metric.GENERATE_S] += sampled - started
-        seconds[Metric.VERIFY_S] += time.perf_counter() - sampled
-        return rollouts
+        """Sample and judge, which takes seconds and changes nothing: so a stop need not wait."""
+
+        def work() -> list[Rollout]:
+            plan, started = self.config.maxrl, time.perf_counter()
+            seed = stable_seed(self.config.seed, purpose)
+            drafts = self.sampler.sample(tasks, n_samples, plan, seed=seed)
+            sampled = time.perf_counter()
+            threshold = self.record.get("reward_threshold", plan.reward_threshold)
+            strict = plan.model_copy(update={"reward_threshold": threshold})
+            rollouts = judge(drafts, strict, self.config.verify, cache_dir=self.cache_dir)
+            seconds[Metric.GENERATE_S] += sampled - started
+            seconds[Metric.VERIFY_S] += time.perf_counter() - sampled
+            return rollouts
+
+        return unless_stopped(work, self.is_stopping if may_leave else lambda: False)
 
     def _choose_tasks(self) -> list[Task]:
         """Draw tasks, more often from families that are sometimes solved than always or never.
@@ -292,6 +321,9 @@ def _open_trainer(
             f"The checkpoint {source} holds no tokenizer.json, so its tokens have no meaning: "
             "start from a folder that pre-training wrote."
         )
+    # not that of the checkpoint: it is removed when newer ones are written
+    kept = base_checkpoint / TOKENIZER
+    tokenizer_path = kept if kept.is_file() else loaded.tokenizer_path
     policy = Policy(loaded.model, config.maxrl.learning_rate)
     length, hardware = loaded.config.max_seq_len, config.hardware
     engine = Engine.from_model(
@@ -300,7 +332,7 @@ def _open_trainer(
     sampler = Sampler(engine, load_tokenizer(loaded.tokenizer_path), length)
     train, held_out = _select_tasks(config, tasks, sampler)
     trainer = _Trainer(
-        config, folder, cache_dir, loaded.tokenizer_path, loaded.tokens_seen, policy, engine,
+        config, folder, cache_dir, tokenizer_path, loaded.tokens_seen, policy, engine,
         sampler, train, held_out,
     )  # fmt: skip
     if loaded.state is not None:

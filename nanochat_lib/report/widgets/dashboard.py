@@ -26,7 +26,7 @@ from nanochat_lib.report.results import COLUMNS, results_table
 from nanochat_lib.report.run_data import read_json
 from nanochat_lib.report.widgets import status
 from nanochat_lib.report.widgets.background import Background, Work
-from nanochat_lib.report.widgets.form import SettingsForm
+from nanochat_lib.report.widgets.form import SettingsForm, overrides_of
 from nanochat_lib.report.widgets.look import framed, row
 from nanochat_lib.report.widgets.panels import Panels
 from nanochat_lib.report.widgets.status import Situation
@@ -108,12 +108,22 @@ class Dashboard:
             self.run_dir = self.runs_dir / self.run_id.value
             self.run_id.options = tuple(list_runs(self.runs_dir)["run_id"].head(30))
             self.tail = MetricTail(self.run_dir)
-            sections = STAGES[self.stage.value].sections
-            self.settings = SettingsForm(self.profile, self.given, sections, self._wake.set)
+            self.settings = self._settings()
             self.form.children = [self.settings.widget]
             self._draw_anew()
         self.refresh()
         return ""
+
+    def _settings(self) -> SettingsForm:
+        """Return the form of the chosen stage: with the run's own settings, where it has any."""
+        sections, changed = STAGES[self.stage.value].sections, self._wake.set
+        own = overrides_of(self.run_dir, self.profile)
+        if own is not None:
+            try:
+                return SettingsForm(self.profile, own, sections, changed)
+            except WorkbenchError:
+                pass  # a run of an older version: it can be watched, not continued
+        return SettingsForm(self.profile, self.given, sections, changed)
 
     def _draw_anew(self) -> None:
         """Make a figure for the loops of this model, unless the one on the screen fits."""
@@ -143,6 +153,11 @@ class Dashboard:
         check_run_id(self.run_id.value)
         if not self.settings.is_valid:
             raise WorkbenchError(f"Nothing was started: {self.settings.error}")
+        if self.situation().status == "completed" and not self.anew.value:
+            raise WorkbenchError(
+                f"Stage {self.stage.value} of run {self.run_id.value!r} is completed. Tick 'start "
+                "anew' to throw its result away and do it again, or type a new run name."
+            )
         parameters = {
             "profile": self.profile,
             "run_id": self.run_id.value,

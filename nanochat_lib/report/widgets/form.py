@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import tomllib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from nanochat_lib.config import RunConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.report.run_data import read_json
 
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -174,6 +176,20 @@ class _Field:
         (self.row.add_class if is_changed else self.row.remove_class)("nano-changed")
         kind = "nano-error" if complaint else "nano-hint"
         self._note.value = f'<span class="{kind}">{html.escape(complaint or self._hint)}</span>'
+
+
+def overrides_of(run_dir: Path, profile: str) -> dict[str, Any] | None:
+    """Return in which settings a run differs from a profile; None when there is no such run."""
+    config = (read_json(run_dir / "run.json") or {}).get("config")
+    if not config:
+        return None
+    plain = dict(_flatten(load_profile(profile).model_dump(mode="json")))
+    own = dict(_flatten(config))
+    return {
+        key: value
+        for key, value in own.items()
+        if key != "profile" and value is not None and plain.get(key) != value
+    }
 
 
 def value_of(config: BaseModel, key: str) -> Any:

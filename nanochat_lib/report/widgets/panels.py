@@ -176,7 +176,7 @@ class Panels:
             value, label = panel.bound
             figure.add_hline(
                 value, line={"dash": "dot", "width": 1, "color": theme.color("muted")}, **place,
-                annotation=_quiet(label, value, "bottom right"),
+                annotation=_quiet(label, value, "bottom left"),
             )  # fmt: skip
         box = figure.get_subplot(place["row"], place["col"])
         x, y = (

@@ -20,7 +20,7 @@ from nanochat_lib.report.widgets.look import shown
 from nanochat_lib.runs import REPORTS_DIR, Run, create_run, open_run
 from nanochat_lib.stages import finished_checkpoints, latest_checkpoint
 
-TINY_RUN = "explore-tiny"
+TINY_RUN, PROFILE = "explore-tiny", "laptop"
 TINY = {
     "model.vocab_size": 512, "model.n_layers": 1, "model.n_loops": 4, "model.d_ff": 512,
     "data.max_examples": 60, "data.tinyrust_examples": 600, "data.tinyrust_levels": [1, 2],
@@ -50,7 +50,7 @@ class Found:
 
 
 def find_model(parameters: Mapping[str, Any]) -> Found:
-    """Return the run that `profile`, `run_id` and `runs_dir` name, or the tiny one.
+    """Return the run that `run_id` and `runs_dir` name, or the tiny one.
 
     Args:
         parameters: a notebook's `globals()`.
@@ -64,7 +64,7 @@ def find_model(parameters: Mapping[str, Any]) -> Found:
         why = f"Run {wanted!r} has no finished model yet"
     else:
         why = f"There is no run {wanted!r} yet"
-    run = _tiny_run(str(parameters.get("profile", "laptop")), runs_dir)
+    run = _tiny_run(runs_dir)
     note = (
         f"{why}: run notebooks/02_pretrain.ipynb with run_id = {wanted!r}, or `make demo`. Until "
         "then this is a tiny model that was trained for some seconds: it shows how things work, "
@@ -73,15 +73,15 @@ def find_model(parameters: Mapping[str, Any]) -> Found:
     return Found(run, *latest_checkpoint(run), note)
 
 
-def _tiny_run(profile: str, runs_dir: Path) -> Run:
+def _tiny_run(runs_dir: Path) -> Run:
     """Return the tiny run, made by the stages' own notebooks when it is not there."""
-    config = load_profile(profile, TINY)
+    config = load_profile(PROFILE, TINY)  # whatever profile was asked for: its shape may be huge
     exists = (runs_dir / TINY_RUN / "run.json").is_file()
     run = open_run(TINY_RUN, runs_dir, config) if exists else create_run(config, TINY_RUN, runs_dir)
     if finished_checkpoints(run):
         return open_run(TINY_RUN, runs_dir)
     stages = choose_stages(["preprocess", "pretrain"], config)
-    parameters = notebook_parameters(profile, TINY, config.seed)
+    parameters = notebook_parameters(PROFILE, TINY, config.seed)
     run_pipeline(run, stages, parameters, on_progress=_progress())
     return run
 

@@ -19,7 +19,7 @@ from nanochat_lib.report.plots import theme
 from nanochat_lib.report.widgets.listing import table_html
 from nanochat_lib.report.widgets.look import LiveFigure, framed, live_figure, palette, row
 
-WINDOW = 192  # rows and columns of codes on the screen at once
+ROWS, COLUMNS = 192, 384  # of codes on the screen at once
 _MARKS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
 
 Codes = Callable[[int, str], tuple[np.ndarray, float]]  # layer from 0, matrix -> codes, scale
@@ -61,9 +61,10 @@ class CodeViewer:
 
     def _open(self) -> None:
         self.codes, self.scale = self._codes(self.layer.value, self.matrix.value)
-        for slider, length in zip((self.top, self.left), self.codes.shape, strict=True):
-            slider.max = max(length - WINDOW, 0)
-            slider.disabled = length <= WINDOW
+        sliders = ((self.top, ROWS), (self.left, COLUMNS))
+        for (slider, most), length in zip(sliders, self.codes.shape, strict=True):
+            slider.max = max(length - most, 0)
+            slider.disabled = length <= most
         self.said.value = _facts(self.codes, self.scale)
         self.figure.redraw()
 
@@ -71,7 +72,7 @@ class CodeViewer:
     def window(self) -> np.ndarray:
         """Return the codes on the screen."""
         top, left = self.top.value, self.left.value
-        return self.codes[top : top + WINDOW, left : left + WINDOW]
+        return self.codes[top : top + ROWS, left : left + COLUMNS]
 
     def _draw(self, mode: str) -> go.Figure:
         colors, part = palette(mode), self.window
@@ -79,8 +80,7 @@ class CodeViewer:
         figure = go.Figure(
             go.Heatmap(
                 z=part, x0=self.left.value, y0=self.top.value, dx=1, dy=1, zmin=-1.5, zmax=1.5,
-                colorscale=_three(steps), xgap=0, ygap=0,
-                colorbar={"tickvals": [-1, 0, 1], "title": "code", "thickness": 14},
+                colorscale=_three(steps), showscale=False,
                 hovertemplate="row %{y}, column %{x}: %{z}<extra></extra>",
             )
         )  # fmt: skip
@@ -91,7 +91,9 @@ class CodeViewer:
             f"{self.codes.shape[0]} x {self.codes.shape[1]}",
         )  # fmt: skip
         figure.update_yaxes(autorange="reversed", title="row (output)", showgrid=False)
-        figure.update_xaxes(title="column (input)", showgrid=False, constrain="domain")
+        figure.update_xaxes(
+            title="column (input)", showgrid=False, constrain="domain", constraintoward="left"
+        )
         return figure.update_yaxes(scaleanchor="x")
 
 
