@@ -19,6 +19,7 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,hub,peers,pypi,tensorboard]'
+	command -v npm >/dev/null && npm install -s --prefix tests/node axe-core@4 || echo "no npm: pages are not looked at by axe-core"
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)

@@ -380,3 +380,34 @@ def test_a_real_sweep_by_the_command_line(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert again.stderr.count("done before") == 2
     assert os.path.getsize(runs_dir.parent / "index.html") > 0
+
+
+@pytest.mark.slow
+def test_a_real_sweep_killed_in_training_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """SIGKILL while a point trains: it saves a checkpoint, and the second call ends alike."""
+    text = (
+        f"name: real\nprofile: {TINY}\nstages: [preprocess, pretrain]\n"
+        "base: {pretrain.total_steps: 60, pretrain.checkpoint_every: 5, hardware.cpu_threads: 1}\n"
+        "grid: {pretrain.learning_rate: [1e-3]}\n"
+    )
+    path, found = tmp_path / "s.yaml", {}
+    path.write_text(text)
+    for name in ("straight", "killed"):
+        runs_dir = tmp_path / name / "runs"
+        command = [sys.executable, "-m", "nanochat_lib.cli", "sweep", str(path), "--runs-dir"]
+        if name == "killed":
+            process = subprocess.Popen([*command, str(runs_dir)], stdout=subprocess.DEVNULL)
+            saved = lambda d=runs_dir: list(d.glob("*/artifacts/pretrain/checkpoints/step_*"))  # noqa: E731
+            wait_for(saved, seconds=300)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            wait_for(lambda d=runs_dir: "running" not in list_runs(d)["status"].to_list(), 60)
+            assert list_runs(runs_dir)["status"].to_list() == ["interrupted"]
+        done = subprocess.run([*command, str(runs_dir)], timeout=600, check=False)
+        assert done.returncode == 0
+        (run_dir,) = runs_dir.iterdir()
+        kept = ~pl.col("name").is_in(["tokens_per_s", "peak_rss_mib"])
+        rows = read_metrics(run_dir).filter((pl.col("stage") == "pretrain") & kept)
+        found[name] = rows.select("step", "name", "value")
+    assert found["straight"].height > 100
+    assert found["straight"].equals(found["killed"])
