@@ -1,4 +1,4 @@
-"""Ternary arithmetic on the CPU: packing, matrix products, and the choice of a backend.
+"""Ternary arithmetic: packing, matrix products, and the choice of a backend.
 
 The public door of the package and the only place that checks arguments: the kernels behind it
 check nothing. All backends return the same integers; see reference.py for the specification.
@@ -16,6 +16,7 @@ import numpy as np
 
 from kernels import cpu, reference
 from kernels.compile import LEVELS, missing_features
+from kernels.cuda.driver import why_unavailable
 from kernels.packing import (
     MAX_K,
     PACKINGS,
@@ -51,11 +52,12 @@ _NOTES = {
     "avx2": "numba with AVX2 byte dot products",
     "avx512vnni": "numba with AVX-512 VNNI byte dot products",
     "amx": "numba with AMX tiles for 32 tokens and more, else VNNI",
+    "cuda": "a GPU's integer tensor cores; takes over where tensors are on one",
 }
 
 
 def backends() -> tuple[str, ...]:
-    """Return the backends that this machine can run, slowest first."""
+    """Return the backends for arrays in memory that this machine can run, slowest first."""
     return ("reference", *(level for level in LEVELS if not missing_features(level)))
 
 
@@ -74,6 +76,10 @@ def _usable(wanted: str) -> str:
         return backends()[-1]
     if wanted not in _NOTES:
         raise ValueError(f"there is no kernel backend {wanted!r}; known: {', '.join(_NOTES)}")
+    if wanted == "cuda" and _missing("cuda"):
+        raise ValueError(f"kernel backend 'cuda' cannot run here: {_missing('cuda')}")
+    if wanted == "cuda":
+        return wanted
     if wanted not in backends():
         lacking = ", ".join(missing_features(wanted))
         raise ValueError(
@@ -83,15 +89,22 @@ def _usable(wanted: str) -> str:
     return wanted
 
 
+def _missing(name: str) -> str:
+    """Return what a backend needs and this machine lacks, empty when nothing."""
+    if name == "cuda":
+        return why_unavailable()
+    return "" if name == "reference" else ", ".join(missing_features(name))
+
+
 def describe() -> list[dict[str, str | bool]]:
     """Return one row per backend: name, whether it is usable and chosen, and what it is."""
     chosen = choose_backend()
     return [
         {
             "backend": name,
-            "usable": name in backends(),
+            "usable": not _missing(name),
             "chosen": name == chosen,
-            "missing": "" if name == "reference" else ", ".join(missing_features(name)),
+            "missing": _missing(name),
             "note": note,
         }
         for name, note in _NOTES.items()
@@ -187,6 +200,8 @@ def accumulate(
     name = choose_backend(backend)
     if name == "reference":
         return reference.accumulate(unpack(packed, n_rows, K, packing), x_q)
+    if name == "cuda":
+        return _accumulate_on_gpu(packed, x_q, n_rows, packing)
     padded = np.zeros((B, activation_width(K)), np.int8)
     padded[:, :K] = x_q
     x_sum, out = x_q.sum(axis=1, dtype=np.int32), np.empty((B, packed.shape[0] * 16), np.int32)
@@ -197,6 +212,16 @@ def accumulate(
 
     in_parts(multiply, packed.shape[0], threads)
     return out[:, :n_rows]
+
+
+def _accumulate_on_gpu(
+    packed: np.ndarray, x_q: np.ndarray, n_rows: int, packing: str
+) -> np.ndarray:
+    from kernels.cuda import tensors  # which imports torch
+
+    if packing != "2bit":
+        packed = pack(unpack(packed, n_rows, x_q.shape[1], packing))
+    return tensors.accumulate(packed, x_q, n_rows)
 
 
 def with_scratch(packed: np.ndarray, packing: str, k: int, n_tokens: int) -> tuple:

@@ -87,11 +87,16 @@ def cache_dir(callers: Path) -> Path | None:
         for text in (path.read_bytes() for path in sorted(folder.rglob("*.py"))):
             if b"kernels.compile" in text:
                 stamp.update(text)
+    return writable_folder(f"numba-{stamp.hexdigest()[:16]}")
+
+
+def writable_folder(name: str) -> Path | None:
+    """Return a folder for machine code of this user, made if needed; None when there is none."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     roots = [Path(os.environ["NUMBA_CACHE_DIR"])] if os.environ.get("NUMBA_CACHE_DIR") else []
     roots += [user_cache, Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"]
     for root in roots:
-        folder = root / "nanochat" / f"numba-{stamp.hexdigest()[:16]}"
+        folder = root / "nanochat" / name
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:

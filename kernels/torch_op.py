@@ -1,8 +1,9 @@
 """The ternary product as a torch operator, `torch.ops.nanochat.ternary_linear`.
 
-Importing this module registers it; `kernels` alone never imports torch. In: CPU tensors; out: a new
-tensor. It has a fake implementation, so torch.compile and torch.export take it as it is; there
-is no gradient, because packed codes have none (training is in nanochat_lib/model/ternary.py).
+Importing this module registers it; `kernels` alone never imports torch. In: tensors on the CPU or
+on a GPU; out: a new tensor there. It has a fake implementation, so torch.compile and torch.export
+take it as it is; there is no gradient, because packed codes have none (training is in
+nanochat_lib/model/ternary.py).
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ def ternary_linear(
         x: float32 (..., K), finite.
         packed: uint8 from `kernels.pack`, contiguous.
         weight_scale: float32 (N,), one scale per row.
-        packing: how `packed` was packed, "2bit" or "base3".
-        threads: row groups are split over this many threads.
+        packing: how `packed` was packed, "2bit" or "base3" (on the CPU alone).
+        threads: row groups are split over this many threads of the CPU.
 
     Returns:
         float32 (..., N).
 
     Raises:
-        ValueError: a tensor is not as above, or not on the CPU.
+        ValueError: a tensor is not as above; on the CPU also when x is not finite, where a GPU
+            returns NaN for that row.
+        CudaUnavailableError: the tensors are on a GPU that cannot run the kernels, and why.
     """
     return _OPERATOR(x, packed, weight_scale, packing, threads)
 
@@ -64,6 +67,29 @@ def _on_cpu(
         found = _multiply(LEVELS[level], *arrays, packing)
     out = torch.from_numpy(found)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], N)
+
+
+def _on_cuda(
+    x: Tensor, packed: Tensor, weight_scale: Tensor, packing: str = "2bit", threads: int = 1
+) -> Tensor:
+    from kernels.cuda import tensors
+
+    _check(x, packed, weight_scale)
+    K, N = x.shape[-1], weight_scale.shape[0]
+    if packing != "2bit":
+        raise ValueError(f"packing must be '2bit' on a GPU, found {packing!r}")
+    if tuple(packed.shape) != kernels.packed_shape(N, K):
+        raise ValueError(
+            f"packed must be uint8 {kernels.packed_shape(N, K)} for a ({N}, {K}) weight, found "
+            f"{tuple(packed.shape)}"
+        )
+    if not x.device == packed.device == weight_scale.device:
+        places = f"{x.device}, {packed.device} and {weight_scale.device}"
+        raise ValueError(f"x, packed and weight_scale must be on one device, found {places}")
+    rows = x.detach().reshape(-1, K).contiguous()
+    if rows.shape[0] == 0:
+        return x.new_empty(*x.shape[:-1], N)
+    return tensors.linear(rows, packed, weight_scale.contiguous()).reshape(*x.shape[:-1], N)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -109,5 +135,6 @@ def _check(x: Tensor, packed: Tensor, weight_scale: Tensor) -> None:
 
 
 _LIBRARY.impl("ternary_linear", _on_cpu, "CPU")
+_LIBRARY.impl("ternary_linear", _on_cuda, "CUDA")
 torch.library.register_fake("nanochat::ternary_linear", _fake, lib=_LIBRARY)
 _OPERATOR = torch.ops.nanochat.ternary_linear.default  # without looking for the overload

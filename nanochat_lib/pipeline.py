@@ -167,7 +167,7 @@ def _execute(
 def _settle(run: Run, stage: Stage, failure: list[BaseException], *, was_interrupted: bool) -> None:
     """Write the status a stage deserves and raise what the user must see."""
     began = bool(run.stage_state(stage.name))
-    if was_interrupted:
+    if was_interrupted or (failure and _is_stop(failure[0])):
         if began and run.stage_state(stage.name)["status"] != "completed":
             run.end_stage(stage.name, "interrupted")
         raise PipelineInterrupted(
@@ -185,6 +185,11 @@ def _settle(run: Run, stage: Stage, failure: list[BaseException], *, was_interru
     if run.stage_state(stage.name).get("status") != "completed":
         run.end_stage(stage.name, "failed", error="the notebook ended without completing the stage")
         raise WorkbenchError(f"Notebook {stage.notebook} ended without completing its stage.")
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Return whether the stage ended because somebody asked it to (see control.py)."""
+    return getattr(error, "ename", "") == "KeyboardInterrupt"
 
 
 def _error_text(error: BaseException) -> str:

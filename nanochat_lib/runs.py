@@ -24,6 +24,7 @@ import polars as pl
 
 from nanochat_lib import provenance
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
+from nanochat_lib.control import forget_requests
 from nanochat_lib.errors import WorkbenchError
 
 REPORTS_DIR = PROJECT_ROOT / "reports"
@@ -108,6 +109,7 @@ class Run:
                 f"Stage {stage} of run {self.run_id} is being run by process {now['pid']}. "
                 "Wait for it, stop it, or choose another run_id."
             )
+        forget_requests(self.dir / "artifacts" / stage)
         self._update(
             stage,
             replace=True,

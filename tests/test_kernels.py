@@ -209,7 +209,7 @@ BAD = {
     "weight_scale must be": {"weight_scale": np.ones((2, 2), dtype=np.float32)},
     "weight_scale holds NaN": {"weight_scale": float("nan")},
     "packed must be uint8 (5": {"n_rows": 70},
-    "no kernel backend": {"backend": "cuda"},
+    "no kernel backend": {"backend": "tpu"},
     "no packing": {"packing": "3bit"},
     "packed must be uint8 (2, 2, 64)": {"packing": "base3"},
     "1 <= K <= 65535": {"x": np.ones((1, 70_000), dtype=np.float32), "packing": "base3"},

@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from nanochat_lib import control
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig, RunConfig
 from nanochat_lib.data.batches import Recipe
 from nanochat_lib.errors import WorkbenchError
@@ -409,3 +411,39 @@ def test_compiled_training_gives_the_losses_of_eager_training(tmp_path):
         losses[mode] = [v for _, v in recorder.series(Metric.LOSS)]
     assert losses["on"] == pytest.approx(losses["off"], abs=0.03)
     assert losses["on"][0] == pytest.approx(losses["off"][0], abs=1e-4)
+
+
+def test_a_checkpoint_asked_for_is_written_and_changes_nothing(whole, tmp_path):
+    _, reference, _ = whole
+    recorder = Recorder(6, lambda: control.ask(tmp_path, control.CHECKPOINT))
+    pretrain(configured(keep_checkpoints=9), ToyData(), tmp_path, log=recorder)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert kept == ["step_000004", "step_000006", "step_000008", "step_000012"]
+    assert recorder.without_times() == reference.without_times()
+
+
+def test_a_stop_asked_for_by_a_file_resumes_like_any_other(whole, tmp_path):
+    _, reference, _ = whole
+    first, second = Recorder(5, lambda: control.ask(tmp_path, control.STOP)), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(configured(), ToyData(), tmp_path, log=first)
+    assert (tmp_path / "checkpoints" / "step_000005").is_dir()
+    pretrain(configured(), ToyData(), tmp_path, log=second)
+    assert first.without_times() + second.without_times() == reference.without_times()
+
+
+def test_a_pause_holds_training_and_changes_nothing(whole, tmp_path):
+    _, reference, _ = whole
+    recorder = Recorder(5, lambda: control.ask(tmp_path, control.PAUSE))
+    thread = threading.Thread(
+        target=pretrain, args=(configured(), ToyData(), tmp_path), kwargs={"log": recorder}
+    )
+    thread.start()
+    while not control.is_asked(tmp_path, control.PAUSED):
+        time.sleep(0.01)
+    n_rows = len(recorder.rows)
+    time.sleep(0.5)
+    assert len(recorder.rows) == n_rows
+    control.take_back(tmp_path, control.PAUSE)
+    thread.join(60)
+    assert recorder.without_times() == reference.without_times()

@@ -12,7 +12,7 @@ import logging
 import typer
 from rich.console import Console
 
-from nanochat_lib.cli import corpus, doctor, machine, models, run, runs, verify
+from nanochat_lib.cli import corpus, doctor, machine, models, run, runs, studies, verify
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted
 
@@ -34,6 +34,7 @@ for command in (
     corpus.corpus,
     models.evaluate,
     models.generate,
+    studies.study,
     models.publish,
     models.tensorboard,
     machine.parameters,

@@ -104,9 +104,11 @@ class Engine:
             numa: bind threads to NUMA nodes, and each thread's share of the weights to its node.
 
         Raises:
-            WorkbenchError: a parameter is not finite, or a limit makes no sense for the model.
+            WorkbenchError: a parameter is not finite, a limit makes no sense for the model, or the
+                model has variants.
         """
         config = model.config
+        config.require_stock("The packed engine")
         length = max_seq_len or config.max_seq_len
         threads = threads or usable_cores()
         _check_limits(config, max_batch, length, threads)

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.settings.base import StageConfig
 
 
@@ -23,11 +24,39 @@ class ModelConfig(StageConfig):
     rope_base: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon inside RMSNorm")
     ternary: bool = Field(True, description="ternary weights and int8 activations in the layers")
+    sandwich_norm: bool = Field(False, description="variant: a norm after each half layer (Ouro)")
+    sub_norm: bool = Field(False, description="variant: a norm before o and down (BitNet's SubLN)")
+    input_injection: bool = Field(False, description="variant: add the embedding before each loop")
+    loop_gates: bool = Field(
+        False, description="variant: a learned share of each loop's change, for each channel"
+    )
 
     @property
     def head_size(self) -> int:
         """Return the width of one attention head."""
         return self.d_model // self.n_heads
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Return the variants in use, which neither the packed engine nor stock GGUF knows."""
+        names = ("sandwich_norm", "sub_norm", "input_injection", "loop_gates")
+        return tuple(name for name in names if getattr(self, name))
+
+    def require_stock(self, what: str) -> None:
+        """Refuse a model with variants.
+
+        Args:
+            what: beginning of the sentence, e.g. "The packed engine".
+
+        Raises:
+            WorkbenchError: the model has variants.
+        """
+        if self.variants:
+            raise WorkbenchError(
+                f"{what} runs the stock block only, and this model was trained with "
+                f"{', '.join('model.' + name for name in self.variants)}. Such variants can be "
+                "trained and compared by their loss; train without them to decode or export."
+            )
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:

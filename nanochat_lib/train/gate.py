@@ -12,6 +12,7 @@ import threading
 
 import torch
 
+from nanochat_lib.control import must_stop
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
@@ -26,7 +27,7 @@ def train_gate(model: LoopLM, job: Job, hooks: Hooks, *, first_step: int) -> flo
     """Train the gate for `plan.gate_steps` steps on batches not yet seen; return the last loss.
 
     Metrics are logged at steps after `first_step`. A stop leaves the gate as stage I made it, and
-    resuming repeats these few steps.
+    resuming repeats these few steps; so there is nothing to write when a checkpoint is asked for.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
@@ -38,7 +39,7 @@ def train_gate(model: LoopLM, job: Job, hooks: Hooks, *, first_step: int) -> flo
     loss_value, skipped = 0.0, SpikeLog(job.folder)
     with execution.signals_set(stop):
         for idx in range(job.plan.gate_steps):
-            if stop.is_set():
+            if must_stop(job.folder, stop, save=lambda: None):
                 raise KeyboardInterrupt(f"stopped at gate step {idx}")
             tokens = job.tokens(skipped.batch_of(first_step + idx), device)
             loss_value = _gate_step(model, tokens, optimizer)

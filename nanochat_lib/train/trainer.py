@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lib.config import HardwareConfig, PretrainConfig, TargetsConfig
+from nanochat_lib.control import must_stop
 from nanochat_lib.data.batches import Recipe, TokenData
 from nanochat_lib.data.loader import Loader
 from nanochat_lib.errors import WorkbenchError
@@ -148,7 +149,7 @@ class Trainer:
         with execution.signals_set(stop), contextlib.closing(self.loader):
             self._begin()
             while not self._is_over():
-                if stop.is_set():
+                if must_stop(self.job.folder, stop, self._save):
                     self._save()
                     raise KeyboardInterrupt(f"stopped at step {self.progress.step}")
                 if self._one_step():

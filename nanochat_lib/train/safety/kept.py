@@ -71,6 +71,9 @@ def drop_oldest(folder: Path, n_kept: int) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Remove what a killed process left half written: checkpoints and single files."""
     for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import pytest
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.tokenizer import train_tokenizer
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.evals.inspect_text import loss_by_loop, token_table
+from nanochat_lib.evals.inside.text import loss_by_loop, token_table
 from nanochat_lib.model.looplm import LoopLM
 
 TEXT = "fn add(a: i32, b: i32) -> i32 {\n    a + b\n}\n"

@@ -1,0 +1,1 @@
+"""Ternary kernels for NVIDIA GPUs: sources, their compiler and driver, launches."""

@@ -1,0 +1,68 @@
+"""The arguments of the CUDA kernels: ctypes mirrors of the structs in source/*.cu.
+
+Every kernel takes one struct by value. A test compares sizes and offsets with those that a C++
+compiler gives the sources, so the two cannot drift apart. Arrays are addresses: of torch tensors on
+a GPU, of NumPy arrays where the sources run on a CPU (tests/cuda_shim).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+Address, Int, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+
+
+def address(array: Any) -> int | None:
+    """Return where a tensor or an array begins; None for None."""
+    if array is None:
+        return None
+    return array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data
+
+
+class Rows(ctypes.Structure):
+    """Rows of float32 to quantise, after a norm or a SwiGLU or as they are (quantize.cu)."""
+
+    _fields_ = (
+        ("x", Address), ("weight", Address), ("index", Address),
+        ("n", Int), ("stride", Int), ("eps", Float),
+    )  # fmt: skip
+
+
+class QuantizeArgs(ctypes.Structure):
+    """Arguments of quantize, norm_quantize and swiglu_quantize."""
+
+    _fields_ = (
+        ("rows", Rows), ("codes", Address), ("act_scale", Address), ("x_sum", Address),
+        ("width", Int), ("n_rows", Int),
+    )  # fmt: skip
+
+
+class Matrix(ctypes.Structure):
+    """A packed weight of n rows and k inputs (product.cu)."""
+
+    _fields_ = (("packed", Address), ("weight_scale", Address), ("n", Int), ("k", Int))
+
+
+class Codes(ctypes.Structure):
+    """What a quantise kernel has written."""
+
+    _fields_ = (("x_q", Address), ("act_scale", Address), ("x_sum", Address))
+
+
+class Result(ctypes.Structure):
+    """Where a product goes."""
+
+    _fields_ = (
+        ("out", Address), ("index", Address), ("accumulators", Address),
+        ("stride", Int), ("adds", Int),
+    )  # fmt: skip
+
+
+class ProductArgs(ctypes.Structure):
+    """Arguments of the w2a8_mma kernels."""
+
+    _fields_ = (
+        ("matrix", Matrix), ("codes", Codes), ("rows", Rows), ("result", Result),
+        ("n_tokens", Int), ("width", Int), ("slots", Int),
+    )  # fmt: skip

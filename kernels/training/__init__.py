@@ -1,0 +1,1 @@
+"""Training's ternary products in int8: Triton kernels on a GPU, the same arithmetic in torch."""
