@@ -20,6 +20,7 @@ test: $(STAMP) $(CHECKS)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[adam8,dev,browser,cluster,cuda-check,hub,peers,pypi,tensorboard]'
+	command -v npm >/dev/null && npm install -s --prefix tests/node axe-core@4 || echo "no npm: pages are not looked at by axe-core"
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)

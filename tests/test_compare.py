@@ -22,7 +22,13 @@ from nanochat_lib.report.compare.differences import (
 )
 from nanochat_lib.report.compare.numbers import Number, NumberRow, number_rows
 from nanochat_lib.report.compare.overlays import MOST, OVERLAYS, overlay, overlay_blocks
-from nanochat_lib.report.compare.page import load_runs, numbers_frame, readable, write_comparison
+from nanochat_lib.report.compare.page import (
+    load_runs,
+    numbers_frame,
+    page_name,
+    readable,
+    write_comparison,
+)
 from nanochat_lib.report.pages.index import write_index
 from nanochat_lib.report.run_data import RunData
 from nanochat_lib.runs import METRIC_SCHEMA
@@ -188,6 +194,14 @@ def test_links_lead_to_the_reports_wherever_the_page_lies(runs_dir: Path, tmp_pa
     assert [(path.parent / link).resolve() for link in links] == [
         (runs_dir / "plain" / "report.html").resolve()
     ]
+
+
+def test_pages_of_different_runs_never_share_a_name() -> None:
+    names = [f"a_rather_long_name_of_a_run_{i}" for i in range(4)]
+    pages = {page_name(names[: i + 1]) for i in range(4)} | {page_name([*names[:3], "x"])}
+    assert len(pages) == 5
+    assert all(len(name) < 100 and ":" not in name for name in pages)
+    assert page_name(["sweep:loops"]) == "sweep-loops.html"
 
 
 def test_what_cannot_be_compared_is_refused(runs_dir: Path) -> None:

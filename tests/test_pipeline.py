@@ -178,3 +178,25 @@ def test_a_signal_interrupts_the_kernel_and_the_run_can_resume(
     assert open_run("dev", stage_run.dir.parent).stage_state("kernels")["status"] == "interrupted"
     _notebook(tmp_path, "kernels", 'run.end_stage("kernels", "completed")')
     assert _go(stage_run)[-1] == "completed"
+
+
+def test_kernels_of_parallel_runs_have_sockets_of_their_own(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def keep(*_: object, config: object, **__: object) -> None:
+        place = Path(config["KernelManager"]["ip"]).parent
+        seen.append((place, place.is_dir(), config["AsyncKernelManager"]["ip"]))
+
+    monkeypatch.setattr("papermill.execute_notebook", keep)
+    run = create_run(load_profile(TINY), "one", runs_dir)
+    for _ in range(2):
+        failure: list[BaseException] = []
+        pipeline._execute(run, STAGES["kernels"], {}, failure)
+        assert not failure
+    (first, was_there, name), (second, *_) = seen
+    assert was_there
+    assert first != second
+    assert not first.exists()
+    assert len(name) < 90  # a socket's path may have 107 characters

@@ -161,6 +161,14 @@ def test_the_index_filters_and_sorts(visit, scheme: str) -> None:
     assert seen.errors == []
 
 
+def test_the_index_filters_on_a_phone(visit) -> None:
+    seen = visit("index.html", width=390)
+    rows = seen.page.locator("#runs tbody tr:visible")
+    assert rows.count() == 2
+    seen.page.get_by_label("Filter").fill("shared")
+    assert rows.count() == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_an_exported_notebook_draws_and_blocks_what_it_should(visit, scheme: str) -> None:
     seen = visit("runs/whole/notebooks/02_pretrain.html", scheme)

@@ -30,6 +30,8 @@ from nanochat_lib.runs import open_run, read_metrics
 HERE = Path(__file__).parent
 TINY = str(HERE / "fixtures" / "tiny.toml")
 FAKE = (sys.executable, str(HERE / "fixtures" / "sweep_worker.py"))
+# what a clock or the system measures, and no seed decides
+CLOCKED = {"tokens_per_s", "model_tflops", "matmul_peak_share", "peak_rss_mib", "peak_gpu_mib"}
 GRID = {"pretrain.learning_rate": [0.01, 0.02], "model.n_loops": [1, 2]}
 
 
@@ -232,13 +234,15 @@ def test_a_process_that_dies_without_a_word_is_a_failed_point(runs_dir: Path) ->
     assert "so long" in results[0].error
 
 
-def start_slow_sweep(runs_dir: Path) -> subprocess.Popen:
-    """Start a sweep of four slow points in a process of its own, two at a time."""
-    values = spec_of(base={"pretrain.warmup_steps": 4, "pretrain.total_steps": 40}, jobs=2)
+def start_slow_sweep(runs_dir: Path, tenths: int = 4) -> subprocess.Popen:
+    """Start a sweep of four points with stages this slow, two at a time, in its own process."""
+    slow = {"pretrain.warmup_steps": tenths, "pretrain.total_steps": 10 * tenths}
+    values = spec_of(base=slow, jobs=2)
     code = (
         "import sys, json; from pathlib import Path\n"
         "from nanochat_lib.experiments.sweep import run_sweep\n"
         "from nanochat_lib.experiments.sweep_spec import make_spec\n"
+        "import polars; polars.DataFrame({'a': [1]}).lazy().filter(polars.col('a') > 0).collect()\n"
         "spec, runs_dir, worker = json.loads(sys.argv[1])\n"
         "run_sweep(make_spec(spec), Path(runs_dir), worker=worker)\n"
     )
@@ -282,13 +286,13 @@ def test_no_point_goes_on_when_its_sweep_was_killed(runs_dir: Path) -> None:
 
 
 def test_ctrl_c_stops_the_points_and_the_call_can_be_repeated(runs_dir: Path) -> None:
-    process = start_slow_sweep(runs_dir)
+    process = start_slow_sweep(runs_dir, tenths=600)  # nothing ends by itself within the test
     wait_for(lambda: any(row == "running" for row in list_runs(runs_dir)["status"]))
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=20) != 0
     assert "running" not in list_runs(runs_dir)["status"].to_list()
-    spec, _ = load_sweep(runs_dir.parent / "sweeps" / "s")
-    results = run_sweep(spec, runs_dir, worker=FAKE)
+    assert done_stages(runs_dir) == []
+    results = run_sweep(spec_of(), runs_dir, worker=FAKE)
     assert [result.status for result in results] == ["completed"] * 4
 
 
@@ -380,3 +384,35 @@ def test_a_real_sweep_by_the_command_line(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert again.stderr.count("done before") == 2
     assert os.path.getsize(runs_dir.parent / "index.html") > 0
+
+
+@pytest.mark.slow
+def test_a_real_sweep_killed_in_training_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """SIGKILL while a point trains: it saves a checkpoint, and the second call ends alike."""
+    text = (
+        f"name: real\nprofile: {TINY}\nstages: [preprocess, pretrain]\n"
+        "base: {pretrain.total_steps: 60, pretrain.checkpoint_every: 5, hardware.cpu_threads: 1}\n"
+        "grid: {pretrain.learning_rate: [1e-3]}\n"
+    )
+    path, found = tmp_path / "s.yaml", {}
+    path.write_text(text)
+    for name in ("straight", "killed"):
+        runs_dir = tmp_path / name / "runs"
+        command = [sys.executable, "-m", "nanochat_lib.cli", "sweep", str(path), "--runs-dir"]
+        if name == "killed":
+            process = subprocess.Popen([*command, str(runs_dir)], stdout=subprocess.DEVNULL)
+            saved = lambda d=runs_dir: list(d.glob("*/artifacts/pretrain/checkpoints/step_*"))  # noqa: E731
+            wait_for(saved, seconds=300)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            wait_for(lambda d=runs_dir: "running" not in list_runs(d)["status"].to_list(), 60)
+            assert list_runs(runs_dir)["status"].to_list() == ["interrupted"]
+        done = subprocess.run([*command, str(runs_dir)], timeout=600, check=False)
+        assert done.returncode == 0
+        (run_dir,) = runs_dir.iterdir()
+        rows = read_metrics(run_dir).filter(pl.col("stage") == "pretrain")
+        found[name] = rows.select("step", "name", "value")
+    assert found["straight"].height > 100
+    both = found["straight"].join(found["killed"], on=["step", "name"], how="full", suffix="_2")
+    other = both.filter(pl.col("value").ne_missing(pl.col("value_2")))
+    assert set(other["name"]) <= CLOCKED

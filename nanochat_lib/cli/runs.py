@@ -97,18 +97,23 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Set runs beside each other: a page with parameters, environment, numbers and curves."""
-    from nanochat_lib.report.compare.page import comparison_json, load_runs, numbers_frame
-    from nanochat_lib.report.compare.page import write_comparison as write
+    from nanochat_lib.report.compare.page import (
+        comparison_json,
+        load_runs,
+        numbers_frame,
+        page_name,
+        write_comparison,
+    )
 
     tagged = select_runs(list_runs(runs_dir), tags=tags)["run_id"] if tags else []
     found = load_runs([*(run_ids or []), *tagged], runs_dir)
     if as_json:
         typer.echo(json.dumps(comparison_json(found), indent=1))
         return
-    name = "_".join([*(tags or []), *(run_ids or [])]).replace(":", "-")[:80]
-    path = out or runs_dir.parent / "compare" / f"{name}.html"
+    name = page_name([*(tags or []), *(run_ids or [])])
+    path = out or runs_dir.parent / "compare" / name
     show(numbers_frame(found).to_dicts(), False)
-    written = write(found, path, title=title, self_contained=self_contained)
+    written = write_comparison(found, path, title=title, self_contained=self_contained)
     console.print(f"page  {written}", soft_wrap=True, highlight=False)
 
 

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from nanochat_lib.pipeline import PipelineInterrupted, is_done
 from nanochat_lib.runs import Run, read_run_json, status_of, write_atomic
 from nanochat_lib.stages import STAGES
 
+AWAKE_S = 0.2  # how long Ctrl-C may go unnoticed
 JOB_GB = 1.5  # memory that a point of the laptop profile needs, with its notebook's kernel
 WORKER = (sys.executable, "-m", "nanochat_lib.experiments.point")
 _THREAD_LIMITS = (
@@ -186,14 +187,14 @@ class _Sweep:
         with ThreadPoolExecutor(self.crew.jobs) as pool:
             futures = {p.run_id: pool.submit(self._one, p) for p in self._in_turn()}
             try:
-                results = {run_id: future.result() for run_id, future in futures.items()}
+                _wait_awake(futures.values())
             except KeyboardInterrupt:
                 self._stop()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise PipelineInterrupted(
                     f"Sweep {self.spec.name} stopped; the same call goes on."
                 ) from None
-        return [results[point.run_id] for point in self.points]
+        return [futures[point.run_id].result() for point in self.points]
 
     def _settings(self, point: Point) -> dict[str, Any]:
         """Return a point's settings with its share of the cores, unless the sweep varies that."""
@@ -319,6 +320,15 @@ class _Sweep:
             self.stopping.set()
             for child in self.children:
                 child.send_signal(signal.SIGTERM)
+
+
+def _wait_awake(futures: Iterable[Future]) -> None:
+    """Wait for all of them, waking now and then: a lock that is waited for without end may never
+    see Ctrl-C (polars has its handler restart system calls).
+    """
+    pending = set(futures)
+    while pending:
+        _, pending = wait(pending, timeout=AWAKE_S)
 
 
 def _described(spec: SweepSpec, points: list[Point]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ are also what the notebook `09_compare.ipynb` looks at.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from nanochat_lib.report.pages.run import when
 from nanochat_lib.report.run_data import RunData, load_run
 from nanochat_lib.runs import write_atomic
 
+MAX_NAME = 72  # characters of a page's name
 MARKS = {BEST: "★ best", LEVEL: "≈ level", "": ""}
 
 
@@ -46,6 +48,14 @@ def load_runs(run_ids: Sequence[str], runs_dir: Path) -> list[RunData]:
             "`nanochat runs` lists them."
         )
     return [load_run(runs_dir / run_id) for run_id in wanted]
+
+
+def page_name(names: Sequence[str]) -> str:
+    """Return a file name made of runs or tags; a long one ends in a hash, so none is shared."""
+    text = "_".join(names).replace(":", "-")
+    if len(text) <= MAX_NAME:
+        return f"{text}.html"
+    return f"{text[:MAX_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.html"
 
 
 def write_comparison(
