@@ -2,7 +2,7 @@
 
 Importing this module needs triton, which CUDA builds of torch bring; `linear.py` imports it only
 for tensors on a GPU. Without one the tests run these kernels in Triton's interpreter, where int8
-products are exact, and compile them for GPUs of four generations. Only what 3.6 to 3.9 have is used.
+products are exact, and compile them for six architectures. Only what 3.6 to 3.9 have is used.
 
 `M` rows (tokens), `N` outputs, `K` inputs.
 """
