@@ -19,7 +19,7 @@ test: $(STAMP) $(CHECKS)
 	$(BIN)/python -m pytest -q
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,browser,cluster,cuda-check,hub,peers,pypi]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[adam8,dev,browser,cluster,cuda-check,hub,peers,pypi,tensorboard]'
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 lab: $(STAMP)
@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python -m nanochat_lib.publish.decode_bench --json reports/bench_decode.json
 	$(BIN)/python -m nanochat_lib.evals.verification.bench --json reports/bench_verification.json
 	$(BIN)/python -m nanochat_lib.data.tinyrust.bench --json reports/bench_tinyrust.json
+	$(BIN)/python -m nanochat_lib.report.bench --json reports/bench_pages.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -145,18 +146,20 @@ def _execute(
     import papermill
     from traitlets.config import Config
 
-    # ipc sockets: parallel runs cannot race for TCP ports, and no port is opened at all.
-    ipc = {"transport": "ipc"}
     try:
-        papermill.execute_notebook(
-            NOTEBOOK_DIR / stage.notebook,
-            run.dir / "notebooks" / stage.notebook,
-            parameters={**parameters, "run_id": run.run_id, "runs_dir": str(run.dir.parent)},
-            kernel_name="python3",
-            progress_bar=False,
-            store_widget_state=False,
-            config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
-        )
+        # ipc sockets in a folder of their own: no port is opened, and parallel runs cannot take
+        # each other's (by default they are all called kernel-ipc-1 in the current folder)
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            ipc = {"transport": "ipc", "ip": f"{sockets}/s"}
+            papermill.execute_notebook(
+                NOTEBOOK_DIR / stage.notebook,
+                run.dir / "notebooks" / stage.notebook,
+                parameters={**parameters, "run_id": run.run_id, "runs_dir": str(run.dir.parent)},
+                kernel_name="python3",
+                progress_bar=False,
+                store_widget_state=False,
+                config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
+            )
     except BaseException as error:  # the outermost loop of a stage: recorded, raised by _settle
         failure.append(error)
 
@@ -164,7 +167,7 @@ def _execute(
 def _settle(run: Run, stage: Stage, failure: list[BaseException], *, was_interrupted: bool) -> None:
     """Write the status a stage deserves and raise what the user must see."""
     began = bool(run.stage_state(stage.name))
-    if was_interrupted:
+    if was_interrupted or (failure and _is_stop(failure[0])):
         if began and run.stage_state(stage.name)["status"] != "completed":
             run.end_stage(stage.name, "interrupted")
         raise PipelineInterrupted(
@@ -182,6 +185,11 @@ def _settle(run: Run, stage: Stage, failure: list[BaseException], *, was_interru
     if run.stage_state(stage.name).get("status") != "completed":
         run.end_stage(stage.name, "failed", error="the notebook ended without completing the stage")
         raise WorkbenchError(f"Notebook {stage.notebook} ended without completing its stage.")
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Return whether the stage ended because somebody asked it to (see control.py)."""
+    return getattr(error, "ename", "") == "KeyboardInterrupt"
 
 
 def _error_text(error: BaseException) -> str:

@@ -24,6 +24,7 @@ import polars as pl
 
 from nanochat_lib import provenance
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
+from nanochat_lib.control import forget_requests
 from nanochat_lib.errors import WorkbenchError
 
 REPORTS_DIR = PROJECT_ROOT / "reports"
@@ -108,6 +109,7 @@ class Run:
                 f"Stage {stage} of run {self.run_id} is being run by process {now['pid']}. "
                 "Wait for it, stop it, or choose another run_id."
             )
+        forget_requests(self.dir / "artifacts" / stage)
         self._update(
             stage,
             replace=True,
@@ -201,7 +203,7 @@ def create_run(config: RunConfig, run_id: str, runs_dir: Path) -> Run:
     """
     check_run_id(run_id)
     folder = runs_dir / run_id
-    if folder.exists():
+    if folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise WorkbenchError(
             f"Run {run_id!r} exists already. Continue it with --resume, or choose another run id."
         )
@@ -214,9 +216,8 @@ def create_run(config: RunConfig, run_id: str, runs_dir: Path) -> Run:
         "config": config.model_dump(mode="json"),
         **provenance.environment(),
         "stages": {},
-        "notes": "",
     }
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # one without run.json was left by a kill at this very line
     write_atomic(folder / "run.json", json.dumps(state, indent=1))
     return Run(run_id, folder, config)
 
@@ -309,28 +310,6 @@ def status_of(state: dict[str, Any]) -> str:
         if status in found:
             return status
     return "completed" if found else "new"
-
-
-def list_runs(runs_dir: Path) -> pl.DataFrame:
-    """Return the registry: one row per run, the newest first."""
-    rows = []
-    for path in runs_dir.glob("*/run.json"):
-        state = read_run_json(path.parent)
-        done = [n for n, s in state["stages"].items() if s["status"] == "completed"]
-        rows.append(
-            {
-                "run_id": state["run_id"],
-                "status": status_of(state),
-                "profile": state["profile"],
-                "created": state["created"],
-                "stages": ", ".join(done),
-                "seconds": sum(s.get("seconds", 0.0) for s in state["stages"].values()),
-                "commit": state["git"]["commit"][:9],
-            }
-        )
-    columns = ("run_id", "status", "profile", "created", "stages", "commit")
-    schema = dict.fromkeys(columns, pl.String) | {"seconds": pl.Float64}
-    return pl.DataFrame(rows, schema=schema).sort("created", descending=True)
 
 
 def _is_living(pid: int) -> bool:

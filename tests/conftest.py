@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,18 @@ def tiny_config() -> RunConfig:
 def runs_dir(tmp_path: Path) -> Path:
     """Return an empty folder for run folders, inside an empty reports folder."""
     return tmp_path / "reports" / "runs"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Return a headless Chromium, closed after each module: it occupies the thread's event loop."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is in the browser extra"
+    )
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium on PATH (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()

@@ -69,7 +69,6 @@ def run_state(run_id: str, config: RunConfig, stages: tuple[str, ...]) -> dict[s
                    "finished": "2026-03-01T12:01:00.000+00:00", "seconds": 60.0, "error": ""}
             for name in stages
         },
-        "notes": "",
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_lib.train.advantage import advantages, policy_loss
+from nanochat_lib.train.rl.advantage import advantages, policy_loss
 
 KINDS = ("maxrl", "grpo", "rloo", "reinforce")
 

@@ -21,7 +21,7 @@ from test_archives import deb_bytes, tar_bytes
 from test_corpus import SOLUTION
 from typer.testing import CliRunner
 
-from nanochat_lib.cli import app
+from nanochat_lib.cli.__main__ import app
 from nanochat_lib.config import PROJECT_ROOT, load_profile
 from nanochat_lib.data.build import build, plan, prepare
 from nanochat_lib.data.build.bench import measure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_sync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WorkbenchError, match="No space left.*is kept \\(final\\)"):
         save_checkpoint(
             saved, LoopLM(TINY), step=8, tokens_seen=0, stage="pretrain", tokenizer_json=None
         )
@@ -114,7 +116,7 @@ def poison(folder):
 DAMAGE = {
     "truncated or altered": truncate,
     "not readable safetensors": truncate_and_seal,
-    "is not readable": smuggle_pickle,
+    "is a pickle, which is never read": smuggle_pickle,
     "NaN or infinite": poison,
     "tensors missing: .*final_norm": lambda f: change_weights(
         f, lambda w: w.pop("final_norm.weight")
@@ -145,3 +147,58 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_a_published_model_cannot_be_resumed(saved):
     with pytest.raises(WorkbenchError, match="no training state"):
         load_checkpoint(saved, with_state=True)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights"])
+def test_a_pickle_given_by_name_is_never_read(tmp_path, name):
+    path = tmp_path / name
+    torch.save({"weights": torch.zeros(1)}, path)
+    with pytest.raises(WorkbenchError, match="Only safetensors are read, never a pickle"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_a_checkpoint_names_its_folder(saved):
+    with pytest.raises(WorkbenchError, match="is a file; a checkpoint is the folder"):
+        load_checkpoint(saved / "model.safetensors")
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
+folder = Path(sys.argv[1])
+model = load_checkpoint(folder).model
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than the weights take
+try:
+    save_checkpoint(folder, model, step=8, tokens_seen=0, stage="s", tokenizer_json=None)
+except WorkbenchError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_the_system_refuses_to_grow_keeps_the_old_checkpoint(saved):
+    """The kernel's own refusal in the middle of a file, as on a full disk."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(saved)], capture_output=True, text=True, check=True
+    )
+    assert "could not be written: " in done.stdout
+    assert "is kept (final)" in done.stdout
+    assert load_checkpoint(saved).step == 7
+    assert not list(saved.parent.glob(".*"))
+
+
+def test_files_and_folders_are_synced_before_the_name_is_given(tmp_path, monkeypatch):
+    events = []
+    sync, replace = module._sync, module.os.replace
+    monkeypatch.setattr(module, "_sync", lambda p: (events.append(Path(p).name), sync(p)))
+    monkeypatch.setattr(module.os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    save_checkpoint(
+        tmp_path / "new" / "c", LoopLM(TINY), step=0, tokens_seen=0, stage="s", tokenizer_json=None
+    )
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    assert {"model.safetensors", "config.json", "manifest.json"} <= set(before)
+    assert before[-1].startswith(".c.")  # the folder itself, after its files
+    assert tmp_path.name in before  # in which `new` was made
+    assert after == ["new"]

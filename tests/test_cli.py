@@ -11,10 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from nanochat_lib.cli import app
-from nanochat_lib.config import PROJECT_ROOT, load_profile
+from nanochat_lib.cli.__main__ import app
+from nanochat_lib.cli.shared import progress_bar, visible
+from nanochat_lib.config import PROJECT_ROOT, RunConfig, load_profile
+from nanochat_lib.data.tokenizer import train_tokenizer
+from nanochat_lib.model.checkpoint import save_checkpoint
+from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.runs import create_run
 
 TINY = str(Path(__file__).parent / "fixtures" / "tiny.toml")
@@ -110,3 +115,68 @@ def test_every_command_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^make (\w+)", readme, re.MULTILINE))
     makefile = (PROJECT_ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_generate_and_publish_answer_scripts(tmp_path: Path) -> None:
+    config = load_profile(TINY)
+    run = create_run(config, "made", tmp_path / "runs")
+    tokenizer = tmp_path / "tokenizer.json"
+    train_tokenizer(["fn add(a: i32) -> i32 {\n    a\n}\n"] * 20, config.model.vocab_size).save(
+        str(tokenizer)
+    )
+    final = run.artifacts("pretrain") / "final"
+    model = LoopLM(config.model, seed=0)
+    save_checkpoint(final, model, step=1, tokens_seen=1, stage="pretrain", tokenizer_json=tokenizer)
+    runner = CliRunner()
+    asked = ["generate", str(final), "--prompt", "fn f() {", "--max-new-tokens", "8", "--json"]
+    told = json.loads(runner.invoke(app, asked).output)
+    assert told["prompt"] == "fn f() {"
+    assert isinstance(told["completion"], str)
+    out = tmp_path / "export"
+    exported = ["publish", "made", "--out", str(out), "--runs-dir", str(run.dir.parent), "--json"]
+    manifest = json.loads(runner.invoke(app, exported).output)
+    assert manifest["stage"] == "pretrain"
+    for file in manifest["files"]:
+        assert (out / file["name"]).stat().st_size == file["bytes"]
+
+
+def test_what_a_model_writes_cannot_command_a_terminal() -> None:
+    assert visible("a\x1b[2J\tb\n\u202e") == "a\\u{1b}[2J\tb\n\\u{202e}"
+
+
+def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Console(width=40)
+    with progress_bar("judged", 2, told) as advance:
+        advance()
+        advance("a line that is longer than forty columns and stays in one piece")
+    assert capsys.readouterr().out.splitlines() == [
+        "judged 1 of 2",
+        "a line that is longer than forty columns and stays in one piece",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("judged", 2, Console(force_terminal=True, width=80)) as advance:
+        advance()
+        advance("done")
+    out = capsys.readouterr().out
+    assert "━" in out
+    assert "done" in out
+
+
+def test_settings_are_found_by_section_and_by_meaning() -> None:
+    def found(*words: str) -> set[str]:
+        output = CliRunner().invoke(app, ["parameters", *words, "--json"]).output
+        return {row["setting"] for row in json.loads(output)}
+
+    assert found("publish") >= {"publish.model_name", "publish.checkpoint"}
+    assert "pretrain.micro_batch_size" in found("forward pass")
+    everything = RunConfig().model_dump()
+    sections = {k: v for k, v in everything.items() if isinstance(v, dict)}
+    wanted = {f"{name}.{key}" for name, values in sections.items() for key in values}
+    assert found() == wanted | {"profile", "seed"}
+
+
+def test_wrong_usage_ends_with_two() -> None:
+    assert CliRunner().invoke(app, ["runs", "--no-such-option"]).exit_code == 2
+    assert CliRunner().invoke(app, ["no-such-command"]).exit_code == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sample_programs import sample_programs
 
-from nanochat_lib.cli_verify import read_source, rust_files, verify_files
+from nanochat_lib.cli.verify import read_source, rust_files, verify_files
 from nanochat_lib.config import PROJECT_ROOT, VerifyConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.rust.sandbox import sandbox_level
@@ -133,7 +133,7 @@ def test_of_an_endless_file_no_more_is_read_than_is_needed(tmp_path: Path) -> No
 def test_progress_without_a_terminal_is_a_line_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nanochat_lib.cli_verify._LINE_EVERY_S", 0)
+    monkeypatch.setattr("nanochat_lib.cli.verify._LINE_EVERY_S", 0)
     (tmp_path / "a.rs").write_text("fn main() {}")
     (tmp_path / "b.rs").write_text("fn f() {}")
     assert verify_files([tmp_path], "syntax", config=VerifyConfig(), cache_dir=None) == 0

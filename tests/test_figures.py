@@ -12,8 +12,8 @@ import pytest
 from run_factory import METRIC_SCHEMA, metric_rows
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report import bars, figures, speed, theme
 from nanochat_lib.report.content import texts
+from nanochat_lib.report.plots import bars, figures, speed, theme
 from nanochat_lib.report.run_data import MAX_POINTS, downsample
 
 # Severe colour blindness in linear RGB: Machado, Oliveira and Fernandes 2009, table 1, severity 1.

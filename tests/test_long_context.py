@@ -12,11 +12,12 @@ from test_pretrain import PLAN, TINY, Recorder, ToyData, same_weights
 
 from nanochat_lib.config import HardwareConfig, LongContextConfig, RunConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.attention import rope_table
 from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
-from nanochat_lib.model.looplm import LoopLM, rope_table
+from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train.long_context import _short_context_loss, extend_context
-from nanochat_lib.train.monitors import loss_by_position
+from nanochat_lib.train.watch.held_out import loss_by_position
 
 CONFIG = RunConfig(
     model=TINY,
@@ -103,9 +104,6 @@ def test_a_length_that_is_not_longer_is_refused(base, tmp_path):
 
 
 def test_raising_the_base_slows_every_pair_but_the_first():
-    slow, fast = (
-        rope_table(2, TINY.model_copy(update={"rope_base": b}))[1, 1, 0]
-        for b in (80_000.0, 10_000.0)
-    )
+    slow, fast = (rope_table(2, TINY.head_size, base)[1, 1, 0] for base in (80_000.0, 10_000.0))
     assert slow[0] == fast[0]
     assert torch.all(slow[1:] < fast[1:])

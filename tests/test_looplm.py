@@ -12,15 +12,15 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model import looplm
+from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import (
     LoopLM,
     exit_entropy_nats,
     exit_pdf,
     expected_loops,
-    rope_table,
-    rotate,
 )
 from nanochat_lib.model.ternary import quantize_weight
+from nanochat_lib.publish.gguf_file import check_exportable
 
 TINY = ModelConfig(
     vocab_size=300, d_model=32, n_layers=2, n_loops=3, n_heads=4, n_kv_heads=2, d_ff=48,
@@ -153,13 +153,6 @@ def test_too_long_a_sequence_is_refused():
         LoopLM(TINY)(some_tokens(1, 25))
 
 
-def test_rotation_is_the_same_eagerly_and_in_real_arithmetic(monkeypatch):
-    x, rope = torch.randn(2, 24, 4, 8), rope_table(24, TINY)
-    eager = rotate(x, rope)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(eager, rotate(x, rope))
-
-
 def test_initialisation_follows_the_seed():
     a, b, c = (LoopLM(TINY, seed=s).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -197,3 +190,42 @@ def test_depth_and_entropy_of_known_distributions():
     pdf = torch.tensor([[0.25, 1.0], [0.25, 0.0], [0.25, 0.0], [0.25, 0.0]])
     assert expected_loops(pdf).tolist() == [2.5, 1.0]
     assert exit_entropy_nats(pdf).tolist() == pytest.approx([math.log(4), 0.0])
+
+
+VARIANTS = ("sandwich_norm", "sub_norm", "input_injection", "loop_gates")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_trains_and_is_counted(variant):
+    config = TINY.model_copy(update={variant: True})
+    model = LoopLM(config)
+    assert count_parameters(config).stored == sum(p.numel() for p in model.parameters())
+    loss = sum(h.square().mean() for h in model(some_tokens(2, 16)).hidden)
+    loss.backward()
+    added = model.state_dict().keys() - LoopLM(TINY).state_dict().keys()
+    grads = {name: p.grad for name, p in model.named_parameters() if name in added}
+    assert grads
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_neither_decodes_packed_nor_exports(variant, tmp_path):
+    config = TINY.model_copy(update={variant: True})
+    with pytest.raises(WorkbenchError, match=f"packed engine .* model.{variant}"):
+        Engine.from_model(LoopLM(config))
+    with pytest.raises(WorkbenchError, match=f"nanbeige .* model.{variant}"):
+        check_exportable(config, "f32")
+
+
+def test_injection_starts_as_the_plain_model():
+    tokens = some_tokens(2, 16)
+    plain, injected = LoopLM(TINY), LoopLM(TINY.model_copy(update={"input_injection": True}))
+    torch.testing.assert_close(plain(tokens).hidden[-1], injected(tokens).hidden[-1])
+
+
+def test_a_closed_loop_gate_keeps_what_entered():
+    model = LoopLM(TINY.model_copy(update={"loop_gates": True}))
+    with torch.no_grad():
+        model.entry.gate.fill_(-1e4)
+    hidden = model(some_tokens(2, 16)).hidden
+    torch.testing.assert_close(hidden[0], model.final_norm(model.embed(some_tokens(2, 16))))

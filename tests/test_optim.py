@@ -24,8 +24,9 @@ def test_schedule_by_hand():
     assert lr_at(5, 2.0, warmup_steps=0, decay_steps=0, total_steps=10) == 2.0
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (3, 16, 16)])
+@pytest.mark.parametrize("shape", [(1, 24, 40), (1, 40, 24), (3, 16, 40)])
 def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+    torch.manual_seed(1)
     singular = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
     assert singular.min() > 0.5
     assert singular.max() < 1.3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from nanochat_lib.cli import app
+from nanochat_lib.cli.__main__ import app
 from nanochat_lib.config import RunConfig
 from nanochat_lib.evals.judging import judge_completions
 from nanochat_lib.evals.results import episode_rows, failure_tables, result_rows
@@ -17,7 +17,7 @@ from nanochat_lib.evals.tasks import builtin_tasks
 from nanochat_lib.records import as_row
 from nanochat_lib.report.content.gates import corpus_gate_facts, gate_facts
 from nanochat_lib.report.content.outcomes import group_outcomes
-from nanochat_lib.report.page import write_outcomes
+from nanochat_lib.report.pages.run import write_outcomes
 
 TASKS = builtin_tasks()[:3]
 SCRIPT = '<script>alert("x")</script>'

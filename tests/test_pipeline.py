@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from nanochat_lib import pipeline
-from nanochat_lib.cli import parse_settings
+from nanochat_lib.cli.shared import parse_settings
 from nanochat_lib.config import load_profile
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.pipeline import PipelineInterrupted, choose_stages, is_done, run_pipeline

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from nanochat_lib.cli import app
+from nanochat_lib.cli.__main__ import app
 from nanochat_lib.config import load_profile
 from nanochat_lib.hardware.detect import Gpu, Machine, detect_machine
 from nanochat_lib.hardware.planner import count_parameters, make_plan, train_flops_per_token

@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from nanochat_lib import control
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig, RunConfig
 from nanochat_lib.data.batches import Recipe
 from nanochat_lib.errors import WorkbenchError
@@ -24,6 +26,7 @@ from nanochat_lib.records import Metric
 from nanochat_lib.train import execution, trainer
 from nanochat_lib.train.objective import StageOneLoss
 from nanochat_lib.train.pretrain import pretrain
+from nanochat_lib.train.safety import memory
 
 TINY = ModelConfig(
     vocab_size=300, d_model=32, n_layers=1, n_loops=2, n_heads=4, n_kv_heads=2, d_ff=64,
@@ -32,7 +35,7 @@ TINY = ModelConfig(
 PLAN = PretrainConfig(
     total_steps=12, batch_size=8, micro_batch_size=4, seq_len=16, warmup_steps=2, decay_steps=4,
     gate_steps=2, eval_every=4, checkpoint_every=4, dtype="float32", compile="off",
-    learning_rate=0.02, muon_learning_rate=0.03,
+    learning_rate=0.02, muon_learning_rate=0.03, free_text_tokens=0,
 )  # fmt: skip
 
 
@@ -51,6 +54,12 @@ class ToyData:
 
     def bytes_per_token(self, kind):
         return 2.0
+
+    def largest_id(self):
+        return self.largest - 1
+
+    def empty_shards(self):
+        return []
 
     def _rows(self, rng, n_rows, seq_len):
         first = rng.integers(0, self.largest, (n_rows, 1))
@@ -72,7 +81,9 @@ class Recorder:
         return [(step, value) for step, found, value in self.rows if found == name]
 
     def without_times(self):
-        timed = {Metric.TOKENS_PER_S, Metric.PEAK_RSS_MIB}
+        timed = {
+            Metric.TOKENS_PER_S, Metric.PEAK_RSS_MIB, Metric.MODEL_TFLOPS, Metric.PEAK_SHARE,
+        }  # fmt: skip
         return [row for row in self.rows if row[1] not in timed]
 
 
@@ -281,9 +292,9 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path, monkeypatch, caplog):
 
 
 def test_other_runtime_errors_are_not_taken_for_memory():
-    assert not trainer.is_out_of_memory(RuntimeError("shape mismatch"))
-    assert trainer.is_out_of_memory(MemoryError())
-    assert trainer.largest_divisor(12, 5) == 4
+    assert not memory.is_out_of_memory(RuntimeError("shape mismatch"))
+    assert memory.is_out_of_memory(MemoryError())
+    assert memory.largest_divisor(12, 5) == 4
 
 
 @pytest.mark.parametrize(("jump", "word"), [(math.nan, "nan"), (50.0, "5")])
@@ -322,7 +333,7 @@ def test_evaluation_callable_sees_the_model_and_adds_metrics(tmp_path):
 
 
 def test_shards_of_a_larger_vocabulary_are_refused(tmp_path):
-    with pytest.raises(WorkbenchError, match=r"token id 3\d\d, but the model knows 300"):
+    with pytest.raises(WorkbenchError, match="token id 399, but the model knows 300"):
         pretrain(configured(), ToyData(largest=400), tmp_path, log=Recorder())
 
 
@@ -330,7 +341,7 @@ def test_resuming_with_another_model_is_refused(whole, tmp_path):
     folder, _, _ = whole
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
     other = TINY.model_copy(update={"d_ff": 32})
-    with pytest.raises(WorkbenchError, match="belongs to another model"):
+    with pytest.raises(WorkbenchError, match="belong to another model"):
         pretrain(configured(model=other), ToyData(), tmp_path, log=Recorder())
 
 
@@ -400,3 +411,39 @@ def test_compiled_training_gives_the_losses_of_eager_training(tmp_path):
         losses[mode] = [v for _, v in recorder.series(Metric.LOSS)]
     assert losses["on"] == pytest.approx(losses["off"], abs=0.03)
     assert losses["on"][0] == pytest.approx(losses["off"][0], abs=1e-4)
+
+
+def test_a_checkpoint_asked_for_is_written_and_changes_nothing(whole, tmp_path):
+    _, reference, _ = whole
+    recorder = Recorder(6, lambda: control.ask(tmp_path, control.CHECKPOINT))
+    pretrain(configured(keep_checkpoints=9), ToyData(), tmp_path, log=recorder)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert kept == ["step_000004", "step_000006", "step_000008", "step_000012"]
+    assert recorder.without_times() == reference.without_times()
+
+
+def test_a_stop_asked_for_by_a_file_resumes_like_any_other(whole, tmp_path):
+    _, reference, _ = whole
+    first, second = Recorder(5, lambda: control.ask(tmp_path, control.STOP)), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(configured(), ToyData(), tmp_path, log=first)
+    assert (tmp_path / "checkpoints" / "step_000005").is_dir()
+    pretrain(configured(), ToyData(), tmp_path, log=second)
+    assert first.without_times() + second.without_times() == reference.without_times()
+
+
+def test_a_pause_holds_training_and_changes_nothing(whole, tmp_path):
+    _, reference, _ = whole
+    recorder = Recorder(5, lambda: control.ask(tmp_path, control.PAUSE))
+    thread = threading.Thread(
+        target=pretrain, args=(configured(), ToyData(), tmp_path), kwargs={"log": recorder}
+    )
+    thread.start()
+    while not control.is_asked(tmp_path, control.PAUSED):
+        time.sleep(0.01)
+    n_rows = len(recorder.rows)
+    time.sleep(0.5)
+    assert len(recorder.rows) == n_rows
+    control.take_back(tmp_path, control.PAUSE)
+    thread.join(60)
+    assert recorder.without_times() == reference.without_times()

@@ -19,13 +19,13 @@ from run_factory import HOSTILE, STAGES, make_run, write_json
 
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Metric
-from nanochat_lib.report import figures
 from nanochat_lib.report.content import readings, summary
 from nanochat_lib.report.content.sections import run_sections
-from nanochat_lib.report.html import figure_json, json_text, rust, visible
-from nanochat_lib.report.index import write_index
-from nanochat_lib.report.notebook_html import export_notebook, export_notebooks
-from nanochat_lib.report.page import write_run_report
+from nanochat_lib.report.pages.html import figure_json, json_text, rust, visible
+from nanochat_lib.report.pages.index import write_index
+from nanochat_lib.report.pages.notebook import export_notebook, export_notebooks
+from nanochat_lib.report.pages.run import write_run_report
+from nanochat_lib.report.plots import figures
 from nanochat_lib.report.run_data import RunData, load_run
 from nanochat_lib.runs import METRIC_SCHEMA
 
@@ -131,6 +131,24 @@ def test_every_problem_is_one_click_away(reports_dir: Path, page: Page, text: st
     assert "types 31, ownership 4 of 192 judged programs" in text
     assert "1.7% (27 of 1,602) of the programs that pass, left out: clippy::eq_op (27)" in text
     assert not (reports_dir / "runs" / "partial" / "outcomes.html").exists()
+
+
+def test_the_top_says_what_was_asked_what_came_out_and_whether_it_is_healthy(text: str) -> None:
+    top = text[: text.index('id="data"')]
+    order = [
+        "Asked: train a ternary model of 2.62 million parameters",
+        "Targets: ", "Health: ", 'aria-label="Key numbers"', "Against the targets",
+        "Is it healthy?",
+    ]  # fmt: skip
+    places = [top.index(part, top.index("<main")) for part in order]
+    assert places == sorted(places)
+
+
+def test_every_figure_has_its_own_link_in_the_contents(page: Page) -> None:
+    figures = [values["id"] for values in page.all("article") if "id" in values]
+    assert len(figures) > 20
+    linked = [values["href"] for values in page.all("a")]
+    assert all(linked.count(f"#{name}") >= 2 for name in figures)  # contents, and beside its title
 
 
 def test_every_figure_has_reading_table_source_and_label(reports_dir: Path, page: Page) -> None:
@@ -345,7 +363,7 @@ def test_readings_give_first_last_and_count(reports_dir: Path) -> None:
 def test_index_lists_runs_newest_first_with_counts(reports_dir: Path) -> None:
     text = write_index(reports_dir).read_text(encoding="utf-8")
     page = Page(text)
-    links = [values["href"] for values in page.all("a")]
+    links = [values["href"] for values in page.all("a") if values["href"] != "#main"]
     assert {"runs/whole/report.html", "runs/partial/report.html"} <= set(links)
     assert all((reports_dir / link).exists() for link in links)
     assert "1,640 of 2,160" in text

@@ -6,8 +6,6 @@ Set NANOCHAT_SCREENSHOTS to a folder to keep the pictures and look at them.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,29 +13,18 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from run_factory import make_run
+from visits import DRAWN, Visit
 
-from nanochat_lib.report import figures, theme
-from nanochat_lib.report.index import write_index
-from nanochat_lib.report.notebook_html import export_notebooks
-from nanochat_lib.report.page import write_run_report
+from nanochat_lib.experiments.notes import write_notes
+from nanochat_lib.report.compare.page import load_runs, write_comparison
+from nanochat_lib.report.pages.index import write_index
+from nanochat_lib.report.pages.notebook import export_notebooks
+from nanochat_lib.report.pages.run import write_run_report
+from nanochat_lib.report.plots import figures, theme
 from nanochat_lib.report.run_data import load_run
 
 pytestmark = pytest.mark.browser
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is in the browser extra")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRAWN = "html[data-drawn={}]"
 HOSTILE_OUTPUT = "<script>window.hacked = 1</script><img src='https://example.com/x.png'>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    """Return a headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH (apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,39 +42,12 @@ def reports_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_notebooks(whole)
     write_run_report(whole)
     write_run_report(make_run(folder / "runs", "shared", steps=100), self_contained=False)
+    write_notes(whole, hypothesis="<b>more</b>", add_tags=["loops"])
+    runs = load_runs(["whole", "shared"], folder / "runs")
+    write_comparison(runs, folder / "compare" / "both.html", self_contained=False)
+    write_comparison(runs, folder / "compare" / "alone.html")
     write_index(folder)
     return folder
-
-
-class Visit:
-    """A page opened offline, with everything it tried to load and every error it raised."""
-
-    def __init__(self, browser: object, path: Path, scheme: str, width: int = 1300) -> None:
-        self.context = browser.new_context(
-            offline=True, color_scheme=scheme, viewport={"width": width, "height": 900}
-        )
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.errors: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda request: self.errors.append(request.url))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._console)
-        self.page.goto(path.as_uri())
-        if self.page.locator(".plot").count():
-            self.page.wait_for_selector(DRAWN.format(scheme), state="attached")
-        if folder := os.environ.get("NANOCHAT_SCREENSHOTS"):
-            name = f"{path.parent.name}-{path.stem}-{scheme}-{width}.png"
-            self.page.screenshot(path=str(Path(folder) / name), full_page=True)
-
-    def _console(self, message: object) -> None:
-        if message.type in ("error", "warning"):
-            self.errors.append(message.text)
-
-    @property
-    def outside(self) -> list[str]:
-        """Return the requests that were for anything but a file or inline data."""
-        return [url for url in self.requests if not url.startswith(("file:", "data:", "blob:"))]
 
 
 @pytest.fixture
@@ -120,6 +80,32 @@ def test_a_report_opens_offline_with_every_figure(visit, name: str, scheme: str)
     assert background == theme.SURFACE["background"][index]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["both", "alone"])
+def test_a_comparison_opens_offline_with_every_figure(visit, name: str, scheme: str) -> None:
+    seen = visit(f"compare/{name}.html", scheme)
+    plots = seen.page.locator(".plot")
+    assert plots.count() > 8
+    for i in range(plots.count()):
+        assert plots.nth(i).locator(".scatterlayer .trace").count() == 2
+    assert seen.outside == []
+    assert seen.errors == []
+
+
+def test_a_page_can_be_printed(visit) -> None:
+    """On paper: light figures, no contents list and no buttons, nothing cut off."""
+    seen = visit("runs/shared/report.html", "dark")
+    assert seen.page.locator("nav.contents").is_visible()
+    assert len(seen.page.pdf()) > 50_000
+    seen.page.emulate_media(media="print", color_scheme="dark")
+    assert not seen.page.locator("nav.contents").is_visible()
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert seen.page.evaluate(background) == "rgb(255, 255, 255)"
+    seen.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    seen.page.wait_for_selector(DRAWN.format("light"), state="attached")
+    assert seen.errors == []
+
+
 def test_figures_follow_a_change_of_the_system(visit) -> None:
     seen = visit("runs/shared/report.html", "light")
     color = "document.querySelector('#loss .plot')._fullData[1].line.color"
@@ -147,9 +133,10 @@ def test_deep_links_and_tables_work_by_keyboard(visit) -> None:
     assert details.locator("table tbody tr").first.is_visible()
 
 
-@pytest.mark.parametrize("width", [420, 1300])
-def test_nothing_is_wider_than_the_window(visit, width: int) -> None:
-    seen = visit("runs/shared/report.html", width=width)
+@pytest.mark.parametrize("width", [360, 420, 1300])
+@pytest.mark.parametrize("name", ["runs/shared/report.html", "compare/both.html", "index.html"])
+def test_nothing_is_wider_than_the_window(visit, name: str, width: int) -> None:
+    seen = visit(name, width=width)
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -161,6 +148,9 @@ def test_the_index_filters_and_sorts(visit, scheme: str) -> None:
     seen.page.get_by_label("Filter").fill("whole")
     assert rows.count() == 1
     assert seen.page.locator("#count").text_content() == "1 of 2 runs"
+    seen.page.get_by_label("Filter").fill("")
+    seen.page.get_by_role("button", name="show runs tagged loops").click()
+    assert rows.count() == 1
     seen.page.get_by_label("Filter").fill("")
     first = rows.first.locator("td").first
     seen.page.get_by_role("button", name="Run", exact=True).click()

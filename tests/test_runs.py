@@ -14,7 +14,8 @@ import pytest
 from nanochat_lib import runs
 from nanochat_lib.config import RunConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.runs import create_run, list_runs, open_run, read_metrics, status_of
+from nanochat_lib.experiments.registry import list_runs
+from nanochat_lib.runs import create_run, open_run, read_metrics, status_of
 
 
 def test_a_new_run_writes_configuration_and_environment_first(

@@ -24,8 +24,8 @@ FLOORS = (
     ("rust", "model"),
     ("data",),
     ("train", "evals"),
-    ("report", "publish", "cli_verify"),
-    ("cli_corpus",),
+    ("report", "publish"),
+    ("studies",),
     ("cli",),
 )
 FLOOR_OF = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -87,8 +87,7 @@ def _ring_rows(
         ring = Ring(n, k, packing, megabytes)
         cases.append(product_case(ring, section, backend=backend))
         if packing == "2bit":
-            cases.append(_read_case(ring, section, "one stream", _read_one))
-            cases.append(_read_case(ring, section, "four streams", _read_four))
+            cases += read_cases(ring, section)
     return measure(cases, n_repeats)
 
 
@@ -121,6 +120,12 @@ def _own_arrays(ring: Ring, rows: int) -> tuple[tuple, tuple]:
     """Return what one thread needs beside the weights: a slab for base 3, and its scratch."""
     extra = kernels.with_scratch(ring.stack[0], ring.packing, ring.k, 1)[1:]
     return extra, kernels.new_scratch(1, ring.k, rows)
+
+
+def read_cases(ring: Ring, section: str) -> list[Case]:
+    """Return plain reading of the copies of a ring by one thread, in both patterns."""
+    patterns = (("one stream", _read_one), ("four streams", _read_four))
+    return [_read_case(ring, section, name, pattern) for name, pattern in patterns]
 
 
 def _read_case(

@@ -133,6 +133,15 @@ class TokenData:
         places = chosen[:, None] * seq_len + np.arange(seq_len + 1)  # (W, T + 1)
         return tokens[places].astype(np.int64)
 
+    def largest_id(self) -> int:
+        """Return the largest token id of all shards; -1 when all are empty."""
+        shards = (found.tokens for found in self.documents.values() if len(found.tokens))
+        return max((int(tokens.max()) for tokens in shards), default=-1)
+
+    def empty_shards(self) -> list[str]:
+        """Return the names of the shards without a token, such as `tinyrust_train`."""
+        return sorted(name for name, info in self.infos.items() if not info.n_tokens)
+
     def bytes_per_token(self, kind: Kind) -> float:
         """Return UTF-8 bytes per token of the held-out shard; separators count as one byte."""
         info = self.infos[f"{kind}_validation"]

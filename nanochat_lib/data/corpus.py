@@ -179,7 +179,8 @@ def collect(work: Work, toolchain: Toolchain) -> tuple[list[Candidate], dict[str
         )
     else:
         found = toolchain_candidates(toolchain.docs)
-    distinct = select.drop_repeats(c for c in found if _has_fit_size(c))
+    wanted = (c for c in found if not data.kinds or c.row.kind in data.kinds)
+    distinct = select.drop_repeats(c for c in wanted if _has_fit_size(c))
     work.count("found", len(distinct.kept) + distinct.n_exact + distinct.n_near)
     work.count("without exact repeats", len(distinct.kept) + distinct.n_near)
     work.count("without near repeats", len(distinct.kept))

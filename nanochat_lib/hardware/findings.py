@@ -126,6 +126,8 @@ def _memory(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
                 "memory",
                 f"A training step needs {total:.1f} GB on one {plan.memory_device}, there are "
                 f"{limit:.0f}; the largest part is {largest} ({plan.memory_gb[largest]:.1f} GB). "
+                f"Activations are checkpointed by: {config.pretrain.activation_checkpointing} "
+                '(pretrain.activation_checkpointing; "loop" keeps least). '
                 f"bf16 weights with 8-bit Adam would be {eight_bit:.1f} GB for weights, gradients "
                 "and optimizer together; or the optimizer on the host, or more GPUs per layer.",
             )

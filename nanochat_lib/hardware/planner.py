@@ -18,6 +18,10 @@ from nanochat_lib.hardware.findings import Finding, find_all
 
 SECONDS_PER_DAY = 86_400
 LOGITS_CHUNK_TOKENS = 4096  # positions whose logits exist at once in the chunked loss
+# FLOPs a step computes for each FLOP of the model: checkpoints recompute the forward pass once, and
+# nested ones twice.
+RECOMPUTE = {"none": 1.0, "layer": 8 / 6, "loop": 10 / 6}
+OPTIMIZER_BYTES = {"muon": 4.0, "adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256)}  # of matrices
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def make_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     parameters = count_parameters(config.model)
     tokens = config.pretrain.total_steps * config.pretrain.batch_size * config.pretrain.seq_len
     flops = train_flops_per_token(config.model, config.pretrain.seq_len)
-    rate = config.targets.tokens_per_s
+    rate, again = config.targets.tokens_per_s, RECOMPUTE[config.pretrain.activation_checkpointing]
     has_gpu = config.hardware.n_gpus > 0
     plan = Plan(
         profile=config.profile,
@@ -93,7 +97,7 @@ def make_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
         train_flops_per_token=flops,
         tokens=tokens,
         days_at_target_rate=tokens / rate / SECONDS_PER_DAY if rate else None,
-        required_tflops=flops * rate / 1e12 if rate else None,
+        required_tflops=again * flops * rate / 1e12 if rate else None,
         memory_gb=training_memory_gb(config, parameters),
         memory_limit_gb=config.hardware.gpu_memory_gb if has_gpu else machine.memory_gb,
         memory_device="GPU" if has_gpu else "machine",
@@ -106,8 +110,11 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     kv_width = model.n_kv_heads * model.head_size
     attention = 2 * model.d_model**2 + 2 * model.d_model * kv_width
     feed_forward = 3 * model.d_model * model.d_ff
-    layer = attention + feed_forward + 2 * model.d_model
+    norms = 2 * model.d_model * (1 + model.sandwich_norm)
+    norms += (model.d_model + model.d_ff) * model.sub_norm
+    layer = attention + feed_forward + norms
     other = 2 * model.vocab_size * model.d_model + model.d_model + (model.d_model + 1)
+    other += model.d_model * (model.input_injection + model.n_loops * model.loop_gates)
     return ParameterCount(model.n_layers * layer, other, model.n_loops)
 
 
@@ -125,26 +132,48 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> float:
 def training_memory_gb(config: RunConfig, parameters: ParameterCount) -> dict[str, float]:
     """Return the memory of a training step by part, in GB on one device.
 
-    fp32 weights and gradients; AdamW keeps two fp32 values a parameter, Muon one for matrices.
-    Activations: one (micro_batch, T, D) bf16 checkpoint per layer and loop plus one layer's
-    working set; logits of one chunk of the loss, forward and backward.
+    fp32 weights and gradients; AdamW keeps two fp32 values a parameter, in 8 bits two bytes, Muon
+    one fp32 value for matrices. Activations as `activation_bytes` says; logits of one chunk of the
+    loss, forward and backward.
     """
     model, train = config.model, config.pretrain
     shards = config.hardware.tensor_parallel_size if config.hardware.tensor_parallel else 1
     positions = train.micro_batch_size * train.seq_len
-    muon = train.optimizer == "muon"
-    optimizer = parameters.layers * (4 if muon else 8) + parameters.other * 8
-    checkpoints = positions * model.d_model * 2 * model.n_layers * model.n_loops
-    working_set = positions * (8 * model.d_model + 4 * model.d_ff) * 4
+    of_matrix = OPTIMIZER_BYTES[train.optimizer]
+    of_table = OPTIMIZER_BYTES["adamw" if train.optimizer == "muon" else train.optimizer]
+    optimizer = parameters.layers * of_matrix + parameters.other * of_table
+    kept, working_set = activation_bytes(config)
     logits = min(positions, LOGITS_CHUNK_TOKENS) * model.vocab_size * 4 * 2
     parts = {
         "weights": parameters.stored * 4 / shards,
         "gradients": parameters.stored * 4 / shards,
         "optimizer": optimizer / shards,
-        "activations": checkpoints + working_set / shards,
+        "activations": kept + working_set / shards,
         "logits": logits,
     }
     return {part: n_bytes / 1e9 for part, n_bytes in parts.items()}
+
+
+def activation_bytes(config: RunConfig) -> tuple[float, float]:
+    """Return the bytes of activations kept for the whole backward pass, and of one layer's.
+
+    A layer in one loop keeps 10 D + 4 F fp32 values a position, 8.5 D + 2 F where bfloat16 halves
+    those of the matmuls (counted in a running model; a test compares). With checkpoints only the
+    layer that is recomputed does; kept is the residual stream, in fp32, before every layer in every
+    loop, or before every loop and the layers of one. The exits' states and their gradients remain.
+    """
+    model, train = config.model, config.pretrain
+    positions, stream = train.micro_batch_size * train.seq_len, model.d_model * 4
+    is_half = train.dtype == "bfloat16" or (train.dtype == "auto" and config.hardware.n_gpus > 0)
+    wide, inner = (8.5, 2) if is_half else (10, 4)
+    layer = (wide * model.d_model + inner * model.d_ff) * 4
+    n_layers, n_loops = model.n_layers, model.n_loops
+    kept = {
+        "none": (n_layers * n_loops - 1) * layer,
+        "layer": n_layers * n_loops * stream,
+        "loop": (n_layers + n_loops) * stream,
+    }[train.activation_checkpointing]
+    return positions * (kept + 2 * n_loops * stream), positions * layer
 
 
 def _row(quantity: str, value: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from nanochat_lib.model.looplm import LoopLM
 
 FORMAT = 1
 MODEL, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # names under which others save pickles
 STATE_TENSORS, STATE_VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 
@@ -67,12 +68,16 @@ def save_checkpoint(
 
     All files are written and synced in a neighbouring folder, which then takes the name; an older
     checkpoint of that name steps aside only then.
+
+    Raises:
+        WorkbenchError: it could not be written, e.g. because the disk is full; nothing of it stays,
+            and what was there before is still there.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    draft.mkdir()
     try:
+        _make_folders(folder.parent)
+        draft.mkdir()
         weights = {k: v.detach().float().cpu().contiguous() for k, v in _state_dict(model).items()}
         save_file(weights, draft / MODEL)
         if state is not None:
@@ -84,9 +89,11 @@ def save_checkpoint(
         description |= {"step": step, "tokens_seen": tokens_seen, "stage": stage}
         _write_json(draft / CONFIG, description)
         _write_json(draft / MANIFEST, {p.name: _sha256(p) for p in sorted(draft.iterdir())})
-        for path in draft.iterdir():
+        for path in (*draft.iterdir(), draft):
             _sync(path)
         _replace_folder(draft, folder)
+    except (OSError, SafetensorError) as error:
+        raise WorkbenchError(_unwritten(folder, error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -100,6 +107,7 @@ def load_checkpoint(folder: Path, *, with_state: bool = False) -> Checkpoint:
             another format, its tensors do not fit its configuration, or it holds a NaN.
     """
     folder = Path(folder)
+    _refuse_pickles(folder)
     _check_manifest(folder)
     description = _read_json(folder / CONFIG)
     if description.get("format") != FORMAT:
@@ -130,6 +138,29 @@ def _read_state(folder: Path) -> TrainState:
     if not (folder / STATE_VALUES).is_file() or not (folder / STATE_TENSORS).is_file():
         raise _refusal(folder, "it holds a model but no training state, so it cannot be resumed")
     return TrainState(_read_tensors(folder / STATE_TENSORS), _read_json(folder / STATE_VALUES))
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Say of a file that is not ours what it is, and that a pickle is never read."""
+    if not folder.is_file():
+        return
+    if folder.suffix in PICKLED or _is_pickle(folder):
+        raise WorkbenchError(
+            f"{folder} is refused: it is a pickle ({', '.join(PICKLED)} are), and reading one can "
+            "run any code in it. Only safetensors are read, never a pickle. Convert it where you "
+            "trust it, or name a checkpoint folder of this workbench."
+        )
+    raise WorkbenchError(
+        f"{folder} is a file; a checkpoint is the folder that holds {MODEL}, {CONFIG} and "
+        f"{MANIFEST}. Name that folder."
+    )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Return whether a file begins as torch.save or pickle.dump let one begin."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or start == b"PK\3\4"
 
 
 def _check_manifest(folder: Path) -> None:
@@ -167,6 +198,10 @@ def _check_weights(folder: Path, found: dict[str, Tensor], wanted: dict[str, Ten
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if _is_pickle(path):
+        raise _refusal(
+            path.parent, f"{path.name} is a pickle, which is never read: it can run code"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -197,6 +232,24 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder whose entry in its parent survives a crash."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync(folder.parent)
+
+
+def _unwritten(folder: Path, error: Exception) -> str:
+    found = sorted(p.name for p in folder.parent.glob("[!.]*") if (p / MANIFEST).is_file())
+    where = next(p for p in (folder.parent, *folder.parents) if p.exists())
+    free = shutil.disk_usage(where).free / 2**20
+    return (
+        f"The checkpoint {folder} could not be written: {error}. {free:,.0f} MiB are free there. "
+        f"What was there before is kept ({', '.join(found) or 'no checkpoint yet'}). Free some "
+        "space and run the same command again: it goes on from the newest checkpoint."
+    )
 
 
 def _sync(path: Path) -> None:

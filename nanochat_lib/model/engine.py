@@ -36,7 +36,9 @@ from nanochat_lib.model.decoding.packed import (
 )
 from nanochat_lib.model.looplm import LoopLM
 
-_HASH = 0x9E3779B97F4A7C15  # spreads (seed, sequence) over 64 bits
+# Spreads (seed, sequence) over 64 bits. Not splitmix64's own step, by which the numbers of a
+# sequence move on: with that, sequence i drew at token t what sequence i + 1 drew at token t - 1.
+_SPREAD = 0xD1342543DE82EF95
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,11 @@ class Engine:
             numa: bind threads to NUMA nodes, and each thread's share of the weights to its node.
 
         Raises:
-            WorkbenchError: a parameter is not finite, or a limit makes no sense for the model.
+            WorkbenchError: a parameter is not finite, a limit makes no sense for the model, or the
+                model has variants.
         """
         config = model.config
+        config.require_stock("The packed engine")
         length = max_seq_len or config.max_seq_len
         threads = threads or usable_cores()
         _check_limits(config, max_batch, length, threads)
@@ -378,4 +382,4 @@ def _seeds(seed: int | Sequence[int], n: int) -> np.ndarray:
         seeds = [(int(seed) << 32) + i + 1 for i in range(n)]
     if len(seeds) != n:
         raise WorkbenchError(f"{len(seeds)} seeds were given for {n} prompts: give one per prompt.")
-    return np.array([value * _HASH % (1 << 64) for value in seeds], dtype=np.uint64)
+    return np.array([value * _SPREAD % (1 << 64) for value in seeds], dtype=np.uint64)

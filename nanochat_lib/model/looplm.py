@@ -5,7 +5,10 @@ logits, and the probability of leaving there. The block is the one that stock GG
 as `nanbeige`: bias-free, pre-RMSNorm, grouped-query attention, SwiGLU, interleaved RoPE, and the
 final RMSNorm inside the loop, so that its output feeds both the head and the next loop.
 
-Source: Ouro (arXiv 2510.25741), without its sandwich norm, which stock runtimes do not know.
+Variants (sandwich norm, SubLN, input injection, gates of loops) are flags for experiments on loss:
+neither stock runtimes nor the packed engine know them.
+
+Source: Ouro (arXiv 2510.25741), without its sandwich norm by default.
 
 B batch, T positions, D d_model, H heads, K head size, F d_ff, V vocabulary, R loops.
 """
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.attention import Positions, attend, positions_of, project_rotated
 from nanochat_lib.model.ternary import BitLinear, quantize_activations
 
 BIT_LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -85,6 +89,11 @@ class Layer(nn.Module):
         self.gate = BitLinear(width, config.d_ff, ternary=ternary)
         self.up = BitLinear(width, config.d_ff, ternary=ternary)
         self.down = BitLinear(config.d_ff, width, ternary=ternary)
+        norm_eps = config.norm_eps
+        self.attn_out_norm = RMSNorm(width, norm_eps) if config.sandwich_norm else None
+        self.ffn_out_norm = RMSNorm(width, norm_eps) if config.sandwich_norm else None
+        self.attn_sub_norm = RMSNorm(width, norm_eps) if config.sub_norm else None
+        self.ffn_sub_norm = RMSNorm(config.d_ff, norm_eps) if config.sub_norm else None
 
     def effective_weights(self) -> LayerWeights:
         """Quantise every matrix once; the result serves all loops of a forward pass."""
@@ -94,30 +103,62 @@ class Layer(nn.Module):
             weights = (weight.to(torch.get_autocast_dtype(device)) for weight in weights)
         return LayerWeights(*weights)
 
-    def forward(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D); rope: (2, T, 1, K/2), cosines and sines."""
-        x = x + self._attend(self.attn_norm(x), weights, rope)
-        return x + self._feed_forward(self.ffn_norm(x), weights)
+    def forward(self, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        x = x + _maybe(self.attn_out_norm, self._attend(self.attn_norm(x), weights, positions))
+        return x + _maybe(self.ffn_out_norm, self.feed_forward(self.ffn_norm(x), weights))
 
-    def _attend(self, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
-        B, T, D = x.shape
-        x = self._quantized(x)
-        q, k, v = (
-            F.linear(x, weight).view(B, T, -1, self.config.head_size)  # (B, T, H, K)
-            for weight in (weights.q, weights.k, weights.v)
-        )
-        q, k, v = (heads.transpose(1, 2) for heads in (rotate(q, rope), rotate(k, rope), v))
-        is_grouped = self.config.n_kv_heads != self.config.n_heads
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
-        return F.linear(self._quantized(out.transpose(1, 2).reshape(B, T, D)), weights.o)
+    def _attend(self, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
+        x = self.quantized(x)
+        q = project_rotated(x, weights.q, positions.rope)
+        k = project_rotated(x, weights.k, positions.rope)
+        v = F.linear(x, weights.v).unflatten(-1, (-1, self.config.head_size))  # (B, T, H, K)
+        out = _maybe(self.attn_sub_norm, attend(q, k, v, positions.mask))
+        return F.linear(self.quantized(out), weights.o)
 
-    def _feed_forward(self, x: Tensor, weights: LayerWeights) -> Tensor:
-        x = self._quantized(x)
+    def feed_forward(self, x: Tensor, weights: LayerWeights) -> Tensor:
+        """Map the normed (B, T, D) to what SwiGLU adds to the residual stream."""
+        x = self.quantized(x)
         inner = F.silu(F.linear(x, weights.gate)) * F.linear(x, weights.up)  # (B, T, F)
-        return F.linear(self._quantized(inner), weights.down)
+        return F.linear(self.quantized(_maybe(self.ffn_sub_norm, inner)), weights.down)
 
-    def _quantized(self, x: Tensor) -> Tensor:
+    def quantized(self, x: Tensor) -> Tensor:
+        """Return x as the ternary products read it: rounded to int8 levels per token."""
         return quantize_activations(x) if self.config.ternary else x
+
+
+def _maybe(norm: RMSNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+class LoopEntry(nn.Module):
+    """What the variants do between loops; without them h passes as it is.
+
+    `injection` (D,) weights the embedding added before every loop but the first; `gate` (R, D) is
+    the logit of the share of a loop's change that is kept. Source: input injection, Dehghani et
+    al. 2018 (arXiv 1807.03819) and Geiping et al. 2025 (arXiv 2502.05171).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        shape = (config.n_loops, config.d_model)
+        self.injection = (
+            nn.Parameter(torch.zeros(config.d_model)) if config.input_injection else None
+        )
+        self.gate = nn.Parameter(torch.full(shape, 2.0)) if config.loop_gates else None
+
+    def enter(self, h: Tensor, embedded: Tensor, loop_idx: int) -> Tensor:
+        """Return what loop `loop_idx` reads."""
+        if self.injection is None or not loop_idx:
+            return h
+        return h + self.injection * embedded
+
+    def leave(self, before: Tensor, after: Tensor, loop_idx: int) -> Tensor:
+        """Return what loop `loop_idx` hands on; further loops than trained use the last gate."""
+        if self.gate is None:
+            return after
+        gate = self.gate[min(loop_idx, len(self.gate) - 1)]
+        return before + torch.sigmoid(gate) * (after - before)
 
 
 class LoopLM(nn.Module):
@@ -131,7 +172,9 @@ class LoopLM(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.exit_gate = nn.Linear(config.d_model, 1)
+        self.entry = LoopEntry(config)
         self.run_layer: Callable[..., Tensor] = call_layer
+        self.run_layers: Callable[..., Tensor] = call_layers
         self._init_weights(seed)
 
     def forward(self, tokens: Tensor, n_loops: int | None = None) -> LoopOutput:
@@ -150,14 +193,16 @@ class LoopLM(nn.Module):
                 f"A sequence of {T} tokens was given to a model of max_seq_len "
                 f"{self.config.max_seq_len}. Cut the input or extend the context (stage 4)."
             )
-        h = self.embed(tokens)
-        rope = rope_table(T, self.config, h.device)
+        h = embedded = self.embed(tokens)
+        positions = positions_of(
+            T, head_size=self.config.head_size, rope_base=self.config.rope_base, device=h.device
+        )
         weights = [layer.effective_weights() for layer in self.layers]
         hidden = []
-        for _ in range(n_loops or self.config.n_loops):
-            for layer, layer_weights in zip(self.layers, weights, strict=True):
-                h = self.run_layer(layer, h, layer_weights, rope)
-            h = self.final_norm(h)
+        for loop_idx in range(n_loops or self.config.n_loops):
+            entered = self.entry.enter(h, embedded, loop_idx)
+            after = self.run_layers(self, entered, weights, positions)
+            h = self.final_norm(self.entry.leave(entered, after, loop_idx))
             hidden.append(h)
         exit_prob = torch.stack([torch.sigmoid(self.exit_gate(h))[..., 0].float() for h in hidden])
         return LoopOutput(hidden, exit_prob)
@@ -188,32 +233,18 @@ class LoopLM(nn.Module):
                 parameter.normal_(std=0.2 if kind == "embed" else 0.02, generator=generator)
 
 
-def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, rope: Tensor) -> Tensor:
+def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
     """Run one layer: the default of `LoopLM.run_layer`, and what training may compile."""
-    return layer(x, weights, rope)
+    return layer(x, weights, positions)
 
 
-def rope_table(n_positions: int, config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
-    """Return cosines and sines (2, T, 1, K/2): pair i turns by position * base^(-2i/K)."""
-    half = torch.arange(config.head_size // 2, device=device, dtype=torch.float32)
-    frequency = config.rope_base ** (-2 * half / config.head_size)
-    angle = torch.outer(torch.arange(n_positions, device=device).float(), frequency)
-    return torch.stack((angle.cos(), angle.sin()))[:, :, None]
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the interleaved pairs (2i, 2i + 1) of x (B, T, H, K) by the angles of each position.
-
-    Eagerly as a complex product, which is six times faster on a CPU; compilers do not fuse those.
-    """
-    pairs = x.unflatten(-1, (-1, 2))
-    if x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        turn = torch.complex(rope[0], rope[1])  # (T, 1, K/2)
-        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
-    cos, sin = rope.to(x.dtype)
-    even, odd = pairs.unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2)
+def call_layers(
+    model: LoopLM, x: Tensor, weights: list[LayerWeights], positions: Positions
+) -> Tensor:
+    """Run all layers once: the default of `LoopLM.run_layers`, which training may recompute."""
+    for layer, layer_weights in zip(model.layers, weights, strict=True):
+        x = model.run_layer(layer, x, layer_weights, positions)
+    return x
 
 
 def exit_pdf(exit_prob: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ def weight_scale_of(weight: Tensor) -> Tensor:
     The sum runs in float64: in float32 it depends on the number of threads, and at times the
     rounding to float16 would show it.
     """
-    mean = weight.detach().abs().mean(dtype=torch.float64)
+    total = torch.linalg.vector_norm(weight.detach(), 1, dtype=torch.float64)
+    mean = total / weight.numel()
     return mean.clamp(min=MIN_SCALE).half().float()
 
 

@@ -65,6 +65,7 @@ def write_gguf(checkpoint: Checkpoint, path: Path, precision: Precision, name: s
 
 def check_exportable(config: ModelConfig, precision: Precision) -> None:
     """Refuse what the format cannot hold, naming the value to change."""
+    config.require_stock("llama.cpp's nanbeige")
     if precision != "tq2_0":
         return
     if not config.ternary:

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from nanochat_lib.config import ModelConfig
+from nanochat_lib.experiments.notes import Notes, read_notes
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.runs import read_metrics, read_run_json, status_of
 
@@ -30,6 +31,8 @@ class RunData:
     state: dict[str, Any]
     metrics: pl.DataFrame  # METRIC_SCHEMA of runs.py
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> summary.json
+    notes: Notes = field(default_factory=Notes)
+    label: str = ""  # what a comparison calls it, where its id says little
 
     @property
     def run_id(self) -> str:
@@ -133,7 +136,7 @@ def load_run(run_dir: Path) -> RunData:
     bench = read_json(artifacts / "kernels" / "bench.json")
     rows = bench.get("rows", []) if isinstance(bench, dict) else bench
     summaries["kernels"] = {**summaries.get("kernels", {}), "bench": rows}
-    return RunData(run_dir, state, read_metrics(run_dir), summaries)
+    return RunData(run_dir, state, read_metrics(run_dir), summaries, read_notes(run_dir))
 
 
 def read_json(path: Path) -> Any:

@@ -37,6 +37,28 @@ def success(verified: Verified) -> bool:
     return verified.verdict is Verdict.PASSED and verified.level is Level.TEST
 
 
+def reward_parts(
+    verified: Verified,
+    syntax: SyntaxFeatures,
+    coefficients: RewardCoefficients | None = None,
+) -> dict[str, float]:
+    """Return what each term of the brief's formula pays; all 0 for code that does not compile.
+
+    Example: compiles, complexity 3, no lifetime, one unsafe block ->
+    base 1, complexity 0.02 * 3, lifetimes 0, unsafe -0.2.
+    """
+    weights = coefficients or RewardCoefficients()
+    complexity = min(syntax.cyclomatic_complexity, weights.most_complexity)
+    lifetimes = min(syntax.explicit_lifetimes, weights.most_lifetimes)
+    parts = {
+        "base": weights.base,
+        "complexity": weights.complexity_bonus * complexity,
+        "lifetimes": weights.lifetime_bonus * lifetimes,
+        "unsafe": -weights.unsafe_penalty * syntax.unsafe_blocks,
+    }
+    return parts if has_compiled(verified) else dict.fromkeys(parts, 0.0)
+
+
 def shaped_reward(
     verified: Verified,
     syntax: SyntaxFeatures,
@@ -47,17 +69,7 @@ def shaped_reward(
     Example: compiles, complexity 3, no lifetime, one unsafe block ->
     1 + 0.02 * 3 - 0.2 * 1 = 0.86.
     """
-    weights = coefficients or RewardCoefficients()
-    if not has_compiled(verified):
-        return 0.0
-    complexity = min(syntax.cyclomatic_complexity, weights.most_complexity)
-    lifetimes = min(syntax.explicit_lifetimes, weights.most_lifetimes)
-    return (
-        weights.base
-        + weights.complexity_bonus * complexity
-        + weights.lifetime_bonus * lifetimes
-        - weights.unsafe_penalty * syntax.unsafe_blocks
-    )
+    return sum(reward_parts(verified, syntax, coefficients).values())
 
 
 def has_compiled(verified: Verified) -> bool:

@@ -78,7 +78,10 @@ def choose_compile(plan: PretrainConfig, config: ModelConfig, dtype: torch.dtype
     if plan.compile == "off":
         return False
     if not find_cxx():
-        logger.warning("No C++ compiler was found, so training runs without torch.compile.")
+        logger.warning(
+            "No C++ compiler was found, so training runs without torch.compile "
+            "(docs/troubleshooting.md#slow-cpu-training)."
+        )
         return False
     if plan.compile == "on":
         return True
@@ -142,7 +145,11 @@ def cpu_threads(n_threads: int, folder: Path) -> Iterator[int]:
     if kept.exists():
         n_threads = int(kept.read_text())
     elif n_threads > 1 and _busy_seconds(n_threads) > CLEARLY_SLOWER * _busy_seconds(1):
-        logger.warning("The cores are busy: %d threads wait for each other, one runs.", n_threads)
+        logger.warning(
+            "The cores are busy: %d threads wait for each other, one runs "
+            "(docs/troubleshooting.md#slow-cpu-training).",
+            n_threads,
+        )
         n_threads = 1
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(kept, str(n_threads))

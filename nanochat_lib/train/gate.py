@@ -12,10 +12,12 @@ import threading
 
 import torch
 
+from nanochat_lib.control import must_stop
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
 from nanochat_lib.train.objective import gate_loss, token_statistics
+from nanochat_lib.train.safety.spikes import SpikeLog
 from nanochat_lib.train.trainer import Hooks, Job
 
 GATE_LEARNING_RATE = 0.003
@@ -25,7 +27,7 @@ def train_gate(model: LoopLM, job: Job, hooks: Hooks, *, first_step: int) -> flo
     """Train the gate for `plan.gate_steps` steps on batches not yet seen; return the last loss.
 
     Metrics are logged at steps after `first_step`. A stop leaves the gate as stage I made it, and
-    resuming repeats these few steps.
+    resuming repeats these few steps; so there is nothing to write when a checkpoint is asked for.
 
     Raises:
         KeyboardInterrupt: a stop was asked for.
@@ -34,12 +36,12 @@ def train_gate(model: LoopLM, job: Job, hooks: Hooks, *, first_step: int) -> flo
     gate = model.exit_gate
     optimizer = torch.optim.AdamW(gate.parameters(), lr=GATE_LEARNING_RATE, weight_decay=0.0)
     stop = hooks.stop or threading.Event()
-    loss_value = 0.0
+    loss_value, skipped = 0.0, SpikeLog(job.folder)
     with execution.signals_set(stop):
         for idx in range(job.plan.gate_steps):
-            if stop.is_set():
+            if must_stop(job.folder, stop, save=lambda: None):
                 raise KeyboardInterrupt(f"stopped at gate step {idx}")
-            tokens = job.tokens(first_step + idx, device)
+            tokens = job.tokens(skipped.batch_of(first_step + idx), device)
             loss_value = _gate_step(model, tokens, optimizer)
             hooks.log(first_step + idx + 1, {str(Metric.GATE_LOSS): loss_value})
             hooks.report(idx + 1, job.plan.gate_steps, f"exit gate, loss {loss_value:.3f}")

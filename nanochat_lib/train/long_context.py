@@ -22,9 +22,9 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import Checkpoint, load_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.train import execution
-from nanochat_lib.train.monitors import evaluate, held_out, loss_by_position
 from nanochat_lib.train.pretrain import find_tokenizer, finish, write_summary
 from nanochat_lib.train.trainer import Hooks, Job, Log, Trainer
+from nanochat_lib.train.watch.held_out import evaluate, held_out, loss_by_position
 
 HELD_OUT_WINDOWS = 16
 N_BUCKETS = 8
@@ -73,6 +73,7 @@ def extend_context(
         tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=base.tokenizer_path or find_tokenizer(Path(folder)),
         hardware=config.hardware,
+        targets=config.targets,
     )
     with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         windows = job.held_out["real"].windows

@@ -31,14 +31,15 @@ from typing import Any
 import numpy as np
 
 from nanochat_lib.config import RunConfig
+from nanochat_lib.control import must_stop
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.records import Metric, Task
 from nanochat_lib.runs import write_atomic
-from nanochat_lib.train.advantage import advantages
 from nanochat_lib.train.execution import cpu_threads, signals_set
+from nanochat_lib.train.rl.advantage import advantages
 from nanochat_lib.train.rl.policy import Policy
 from nanochat_lib.train.rl.rollouts import Rollout, Sampler, guards, judge, length_guard, rates
 
@@ -110,7 +111,7 @@ class _Trainer:
             report(0, plan.total_steps, "held-out tasks before")
             log(0, self.look("before"))
         while self.step < plan.total_steps:
-            if stop.is_set():
+            if must_stop(self.folder, stop, self.save):
                 self.save()
                 raise KeyboardInterrupt("stopped by request; the checkpoint was written")
             values = self.update()

@@ -15,7 +15,9 @@ M = B * T positions, R loops, D d_model, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -27,6 +29,8 @@ from nanochat_lib.model.looplm import LoopLM, LoopOutput, exit_entropy_nats, exi
 CHUNK_POSITIONS = 512  # logits of one chunk: 4 MB at V = 2048; 128 to 1024 are equally fast
 KEEP_SLOPE = 50.0
 KEEP_GAIN_NATS = 0.005
+
+Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ def stage_one_loss(
     *,
     entropy_weight: float,
     entropy_objective: Literal["expected", "uniform_gap"] = "expected",
+    is_compiled: bool = False,
 ) -> StageOneLoss:
     """Return the expected cross-entropy over the exits plus the entropy term.
 
     Args:
         targets: (B, T) int64, the next tokens.
+        is_compiled: make the softmax and its gradient in one compiled pass.
 
     Both entropies are in nats. "expected" subtracts the mean entropy of each token's exit
     distribution (Ouro). "uniform_gap" adds |ln R - H| of the batch's mean exit distribution (the
@@ -61,7 +67,8 @@ def stage_one_loss(
     n_positions = pdf.shape[1]
     hidden = [h.flatten(0, 1) for h in output.hidden]
     weights = pdf / n_positions
-    task = _ExitCrossEntropy.apply(weights, model.head.weight, targets.flatten(), *hidden)
+    slopes = _compiled_slopes() if is_compiled else exit_slopes
+    task = _ExitCrossEntropy.apply(weights, model.head.weight, targets.flatten(), slopes, *hidden)
     entropy_term = entropy_weight * entropy_penalty(pdf, entropy_objective)
     return StageOneLoss(task + entropy_term, task.detach(), entropy_term, pdf.detach().mean(1))
 
@@ -118,30 +125,46 @@ class _ExitCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Tensor, head: Tensor, targets: Tensor, *hidden: Tensor
+        ctx: Any, weights: Tensor, head: Tensor, targets: Tensor, slopes: Slopes, *hidden: Tensor
     ) -> Tensor:
         cross_entropy = torch.empty_like(weights)  # (R, M)
         grad_head = torch.zeros_like(head)
         grad_hidden = [torch.empty_like(h) for h in hidden]
-        table = head.to(_matmul_dtype(head))
+        table = head.detach().to(_matmul_dtype(head))
         for loop_idx, h in enumerate(hidden):
             for rows in _chunks(len(targets)):
-                picked = targets[rows, None]
                 rows_in = h[rows].to(table.dtype)
-                slope = F.linear(rows_in, table).float().softmax(-1)
-                prob = slope.gather(1, picked)
-                cross_entropy[loop_idx, rows] = -prob[:, 0].clamp(min=1e-37).log()
-                slope.scatter_(1, picked, prob - 1)  # now d CE / d logits
-                slope = slope.mul_(weights[loop_idx, rows, None]).to(table.dtype)
-                grad_hidden[loop_idx][rows] = (slope @ table).to(h.dtype)
+                logits = F.linear(rows_in, table)
+                nats, slope = slopes(logits, targets[rows], weights[loop_idx, rows])
+                cross_entropy[loop_idx, rows] = nats
+                grad_hidden[loop_idx][rows] = slope @ table
                 grad_head += slope.T @ rows_in
         ctx.save_for_backward(cross_entropy, grad_head, *grad_hidden)
         return (weights * cross_entropy).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cross_entropy, grad_head, *grad_hidden = ctx.saved_tensors
-        return (grad * cross_entropy, grad * grad_head, None, *(grad * g for g in grad_hidden))
+        cross_entropy, *gradients = ctx.saved_tensors
+        head, *hidden = (g.mul_(grad) for g in gradients)  # ours alone: no need for a copy
+        return (grad * cross_entropy, head, None, None, *hidden)
+
+
+def exit_slopes(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy (M,) in nats and the gradient of its weighted sum by the logits.
+
+    Args:
+        logits: (M, V); targets: (M,) int64; weights: (M,).
+    """
+    log_prob = logits.float().log_softmax(-1)
+    nats = -log_prob.gather(1, targets[:, None])[:, 0]
+    is_target = targets[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    slope = log_prob.exp_().sub_(is_target.to(torch.int8)).mul_(weights[:, None])
+    return nats, slope.to(logits.dtype)
+
+
+@cache
+def _compiled_slopes() -> Slopes:
+    return torch.compile(exit_slopes, dynamic=False)
 
 
 def _matmul_dtype(weight: Tensor) -> torch.dtype:

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from nanochat_lib.config import PretrainConfig
 from nanochat_lib.model.looplm import BIT_LINEARS, LoopLM
+from nanochat_lib.train.adam8 import adamw_8bit, flat_entry, set_rate, whole_entry
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero
 NEWTON_SCHULZ_STEPS = 5
+BETAS = (0.9, 0.95)
 
 
 def lr_at(
@@ -42,7 +44,7 @@ def lr_at(
 
 
 def orthogonalize(matrices: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return matrices (..., N, K) with their singular values moved close to 1.
+    """Return matrices (M, N, K) with their singular values moved close to 1.
 
     Newton-Schulz with a quintic polynomial: singular values end between about 0.7 and 1.2.
     """
@@ -51,8 +53,9 @@ def orthogonalize(matrices: Tensor, *, dtype: torch.dtype = torch.float32) -> Te
     x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x
 
 
@@ -88,19 +91,18 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         rows, columns = parameters[0].shape
         directions = torch.stack([self._direction(p, group["momentum"]) for p in parameters])
+        updates = orthogonalize(directions, dtype=self.dtype).to(parameters[0].dtype)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         scaled_lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-        for parameter, update in zip(
-            parameters, orthogonalize(directions, dtype=self.dtype), strict=True
-        ):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-scaled_lr)
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scaled_lr)
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
+        return parameter.grad.lerp(buffer, momentum).to(self.dtype)
 
 
 class Optimizers:
@@ -115,7 +117,8 @@ class Optimizers:
             if name.split(".")[-2] in BIT_LINEARS:
                 matrices.append(parameter)
             else:
-                (tables if parameter.ndim == 2 else vectors).append(parameter)
+                is_table = parameter.ndim == 2 and not name.startswith("entry.")
+                (tables if is_table else vectors).append(parameter)
         groups = [
             {"params": tables, "base_decay": plan.weight_decay},
             {"params": vectors, "base_decay": 0.0},
@@ -132,9 +135,12 @@ class Optimizers:
             groups.append({"params": matrices, "base_decay": plan.weight_decay})
         for group in groups:
             group["peak_lr"] = plan.learning_rate
-        self.members.append(
-            torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
-        )
+        if plan.optimizer == "adamw_8bit":
+            self.members.append(adamw_8bit(groups, lr=plan.learning_rate, betas=BETAS))
+        else:
+            self.members.append(
+                torch.optim.AdamW(groups, lr=plan.learning_rate, betas=BETAS, fused=True)
+            )
 
     def step(self, step: int) -> float:
         """Apply the gradients at the rates of this step; return AdamW's rate."""
@@ -142,16 +148,17 @@ class Optimizers:
         is_first_half = step < plan.total_steps / 2
         for member in self.members:
             for group in member.param_groups:
-                group["lr"] = lr_at(
+                rate = lr_at(
                     step,
                     group["peak_lr"],
                     warmup_steps=plan.warmup_steps,
                     decay_steps=plan.decay_steps,
                     total_steps=plan.total_steps,
                 )
+                set_rate(group, rate)
                 group["weight_decay"] = group["base_decay"] if is_first_half else 0.0
             member.step()
-        return self.members[-1].param_groups[0]["lr"]
+        return float(self.members[-1].param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -163,7 +170,8 @@ class Optimizers:
         tensors = {}
         for i, member in enumerate(self.members):
             for j, entry in member.state_dict()["state"].items():
-                tensors |= {f"optim.{i}.{j}.{key}": value for key, value in entry.items()}
+                flat = flat_entry(entry)
+                tensors |= {f"optim.{i}.{j}.{key}": value for key, value in flat.items()}
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -174,4 +182,5 @@ class Optimizers:
             if head == "optim":
                 states[int(rest[0])].setdefault(int(rest[1]), {})[rest[2]] = value
         for member, state in zip(self.members, states, strict=True):
-            member.load_state_dict(member.state_dict() | {"state": state})
+            whole = {j: whole_entry(flat) for j, flat in state.items()}
+            member.load_state_dict(member.state_dict() | {"state": whole})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
-from nanochat_lib.train.monitors import evaluate, held_out, peak_rss_mib
-from nanochat_lib.train.trainer import EVAL_MICRO_BATCH, Hooks, Job, Log, Progress, Trainer
+from nanochat_lib.train.trainer import Hooks, Job, Log, Progress, Trainer
+from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, evaluate, held_out
+from nanochat_lib.train.watch.speed import peak_rss_mib
 
 EVAL_WINDOWS = 32  # real windows of each validation during training
-FINAL_WINDOWS = 256  # and of the last one, whose numbers are reported
 
 
 def pretrain(
@@ -62,13 +63,15 @@ def pretrain(
         tinyrust_share=config.pretrain.tinyrust_share,
         tokenizer_json=find_tokenizer(Path(folder)),
         hardware=config.hardware,
+        targets=config.targets,
     )
     hooks = Hooks(log, stop or threading.Event(), progress, on_eval)
     with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         model = LoopLM(config.model, seed=config.seed).to(execution.choose_device(config.hardware))
         done = Trainer(model, job, hooks).run()
         train_gate(model, job, hooks, first_step=done.step)
-        sets = held_out(data, plan.seq_len, FINAL_WINDOWS)
+        n_windows = ceil(1024 * plan.held_out_kib / (data.bytes_per_token("real") * plan.seq_len))
+        sets = held_out(data, plan.seq_len, n_windows)
         final = evaluate(model, sets, micro_batch_size=EVAL_MICRO_BATCH)
     log(done.step + plan.gate_steps, final)
     return finish(model, job, done, final=done.last | final, n_threads=n_threads)
@@ -99,6 +102,7 @@ def finish(
         "peak_rss_mib": peak_rss_mib(),
         "bits_per_byte_first": done.first_bits_per_byte,
         "steps": done.step,
+        "stopped_early": done.is_stopped_early,
         "final": final,
     }
     write_summary(job.folder, summary)

@@ -1,9 +1,10 @@
 """The training loop of stages 2 and 4.
 
 In: a LoopLM, a plan, a source of batches and a folder; out: a trained model, checkpoints, metrics.
-A batch is a pure function of its step, so the weights, the optimiser state and the step number are
-all that a resumed run needs to compute exactly what an uninterrupted one would. A stop request or
-signal ends the loop between two steps, after a checkpoint.
+A batch is a pure function of its step and of the batches skipped so far, so the weights, the
+optimiser state, the step number and `spikes.json` are all that a resumed run needs to compute
+exactly what an uninterrupted one would. A stop request or signal ends the loop between two steps,
+after a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,26 +19,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nanochat_lib.config import HardwareConfig, PretrainConfig
+from nanochat_lib.config import HardwareConfig, PretrainConfig, TargetsConfig
+from nanochat_lib.control import must_stop
 from nanochat_lib.data.batches import Recipe, TokenData
 from nanochat_lib.data.loader import Loader
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from nanochat_lib.model.checkpoint import Checkpoint, TrainState, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
-from nanochat_lib.train.monitors import CodeMonitor, HeldOut, evaluate, exit_metrics, peak_rss_mib
 from nanochat_lib.train.objective import stage_one_loss
 from nanochat_lib.train.optim import Optimizers
+from nanochat_lib.train.safety import kept
+from nanochat_lib.train.safety.checks import check_fit
+from nanochat_lib.train.safety.memory import is_out_of_memory, largest_divisor, recomputed
+from nanochat_lib.train.safety.spikes import SpikeLog, describe, is_spike, save_batch, stop_advice
+from nanochat_lib.train.watch.continuous import consider_stopping
+from nanochat_lib.train.watch.gradients import clip_gradients
+from nanochat_lib.train.watch.held_out import HeldOut, exit_metrics
+from nanochat_lib.train.watch.looks import Watch
 
 logger = logging.getLogger(__name__)
 
-SPIKE_NATS = 3.0  # above the smoothed loss; ordinary batches stay within 0.5
 SMOOTHING = 0.9
-EVAL_MICRO_BATCH = 16
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -71,16 +76,17 @@ class Job:
     tinyrust_share: float = 0.0
     tokenizer_json: Path | None = None
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
 
     @property
     def recipe(self) -> Recipe:
-        """Return what decides the batch of a step."""
+        """Return what decides a batch."""
         plan = self.plan
         return Recipe(plan.batch_size, plan.seq_len, self.seed, self.tinyrust_share)
 
-    def tokens(self, step: int, device: torch.device) -> Tensor:
-        """Return the batch of a step, (B, T + 1) int64."""
-        rows = self.data.rows(step, self.recipe, range(self.plan.batch_size))
+    def tokens(self, batch: int, device: torch.device) -> Tensor:
+        """Return a batch by its number, (B, T + 1) int64."""
+        rows = self.data.rows(batch, self.recipe, range(self.plan.batch_size))
         return torch.from_numpy(rows).to(device)
 
 
@@ -97,6 +103,9 @@ class Progress:
     smooth_loss: float = math.nan
     best_bits_per_byte: float = math.inf
     first_bits_per_byte: float = math.nan
+    best_value: float = math.nan  # of the metric that early stopping follows
+    looks_without_gain: int = 0
+    is_stopped_early: bool = False
     last: dict[str, float] = field(default_factory=dict)  # metrics, as last written
 
 
@@ -104,70 +113,92 @@ class Trainer:
     """Trains one model by one job, from the newest checkpoint where there is one."""
 
     def __init__(self, model: LoopLM, job: Job, hooks: Hooks) -> None:
+        """Check that everything fits, and load the newest checkpoint or prepare to begin.
+
+        Raises:
+            WorkbenchError: model, data and settings do not fit, or every checkpoint is refused.
+        """
         self.model, self.job, self.hooks, self.plan = model, job, hooks, job.plan
         self.device = model.head.weight.device
-        self.codes = CodeMonitor()
-        self.progress = Progress(micro_batch_size=job.plan.micro_batch_size)
         self.checkpoints = job.folder / "checkpoints"
         self.loader = Loader(job.data, job.recipe, job.hardware)
-        self._check_vocabulary()
-        remove_drafts(self.checkpoints)
-        newest = newest_checkpoint(self.checkpoints)
+        self.progress = Progress(micro_batch_size=job.plan.micro_batch_size)
+        check_fit(model.config, job.plan, job.data, job.tokenizer_json)
+        for folder in (self.checkpoints, job.folder):
+            kept.remove_drafts(folder)
+        self.spikes = SpikeLog(job.folder)
+        self.watch = Watch(model, job)
+        newest = kept.newest_sound_checkpoint(self.checkpoints)
         if newest is None:
             self._choose_execution()
             self.optimizers = self._make_optimizers()
         else:
             self._resume(newest)
         self.dtype = getattr(torch, self.progress.dtype)
+        self.watch.measure(self.dtype)
 
     def run(self) -> Progress:
         """Train to the last step.
 
         Raises:
             KeyboardInterrupt: a stop was asked for; the checkpoint is written.
-            WorkbenchError: the loss is not finite or jumped; the batch is saved.
+            WorkbenchError: the loss is not finite or jumped, and the policy is to stop; the batch
+                is saved. Or a checkpoint could not be written.
         """
         stop = self.hooks.stop or threading.Event()
-        started_at = self.progress.step
         with execution.signals_set(stop), contextlib.closing(self.loader):
-            if self.progress.step == 0:
-                self._evaluate()
-            while self.progress.step < self.plan.total_steps:
-                if stop.is_set():
+            self._begin()
+            while not self._is_over():
+                if must_stop(self.job.folder, stop, self._save):
                     self._save()
                     raise KeyboardInterrupt(f"stopped at step {self.progress.step}")
-                self._one_step()
-                if self._is_due(self.plan.eval_every):
-                    self._evaluate()
-                if self._is_due(self.plan.checkpoint_every):
-                    self._save()
+                if self._one_step():
+                    self._look_and_keep()
             if stop.is_set():
                 raise KeyboardInterrupt("stopped after the last step")
-        if self.progress.step > started_at:
-            self.hooks.log(self.progress.step, {str(Metric.PEAK_RSS_MIB): peak_rss_mib()})
         return self.progress
 
-    def _one_step(self) -> None:
+    def _begin(self) -> None:
+        """Look at the untrained model; with rollback, keep it to go back to."""
+        if self.progress.step > 0:
+            return
+        if self.plan.on_spike == "rollback":
+            self._save()
+        self._evaluate()
+
+    def _look_and_keep(self) -> None:
+        if self._is_due(self.plan.eval_every):
+            self._evaluate()
+        if self._is_due(self.plan.checkpoint_every):
+            self._save()
+
+    def _one_step(self) -> bool:
+        """Take a step; return False when it was not taken and training went back instead."""
         step, began = self.progress.step, time.perf_counter()
-        tokens = self.loader.batch(step).to(self.device, non_blocking=True)
-        values = self._accumulate(tokens)
-        grad_norm = self._clip()
-        self._stop_if_unsound(values[Metric.LOSS], grad_norm, tokens)
+        tokens = self.loader.batch(self.spikes.batch_of(step))
+        values = self._accumulate(tokens.to(self.device, non_blocking=True))
+        values |= clip_gradients(self.model, self.plan.grad_clip)
+        if is_spike(values[Metric.LOSS], self.progress.smooth_loss, values[Metric.GRAD_NORM]):
+            self._go_back(values, tokens)
+            return False
         values[Metric.LEARNING_RATE] = self.optimizers.step(step)
         self.optimizers.zero_grad()
         seconds = time.perf_counter() - began
-        values[Metric.GRAD_NORM] = grad_norm
         values[Metric.TOKENS_PER_S] = self.plan.batch_size * self.plan.seq_len / seconds
+        self.watch.see_loss(step + 1, values[Metric.LOSS] - self.progress.smooth_loss)
         self._count(values[Metric.LOSS], seconds)
         self._log(values)
         self.hooks.report(step + 1, self.plan.total_steps, f"loss {values[Metric.LOSS]:.3f}")
+        return True
 
     def _accumulate(self, tokens: Tensor) -> dict[str, float]:
         """Add up the gradients of a batch in micro-batches that fit into memory."""
+        mode = self.plan.activation_checkpointing
         while True:
             size = self.progress.micro_batch_size
             try:
-                with execution.compiled_layers(self.model, self.progress.compiled):
+                compiled = execution.compiled_layers(self.model, self.progress.compiled)
+                with compiled, recomputed(self.model, mode):
                     return self._forward_backward(tokens.split(size))
             except (MemoryError, RuntimeError) as error:
                 if size == 1 or not is_out_of_memory(error):
@@ -175,7 +206,8 @@ class Trainer:
             self.optimizers.zero_grad()
             self.progress.micro_batch_size = largest_divisor(self.plan.batch_size, size // 2)
             logger.warning(
-                "Out of memory with %d sequences at once: going on with %d; the batch stays %d.",
+                "Out of memory with %d sequences at once: going on with %d; the batch stays %d "
+                "(docs/troubleshooting.md#cuda-out-of-memory).",
                 size,
                 self.progress.micro_batch_size,
                 self.plan.batch_size,
@@ -192,6 +224,7 @@ class Trainer:
                     tokens[:, 1:],
                     entropy_weight=self.plan.entropy_weight,
                     entropy_objective=self.plan.entropy_objective,
+                    is_compiled=self.progress.compiled,
                 )
             (loss.total * share).backward()
             total += float(loss.total.detach()) * share
@@ -203,25 +236,31 @@ class Trainer:
         depth.pop(str(Metric.EXIT_ENTROPY))  # of the mean, not the mean of each token's
         return values | depth
 
-    def _clip(self) -> float:
-        parameters = self.model.parameters()
-        return float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.grad_clip))
+    def _go_back(self, values: dict[str, float], tokens: Tensor) -> None:
+        """Stop at a bad batch, or by policy return to the last checkpoint and skip to behind it.
 
-    def _stop_if_unsound(self, loss: float, grad_norm: float, tokens: Tensor) -> None:
-        smooth = self.progress.smooth_loss
-        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if is_finite and not loss > smooth + SPIKE_NATS:  # also when smooth is still NaN
-            return
-        step = self.progress.step
-        path = self.job.folder / f"bad_batch_step_{step:06d}.safetensors"
-        self.job.folder.mkdir(parents=True, exist_ok=True)
-        save_file({"tokens": tokens.cpu().contiguous()}, path)
-        raise WorkbenchError(
-            f"Training stopped at step {step}: the loss is {loss:.3f} (smoothed before: "
-            f"{smooth:.3f}) and the gradient norm {grad_norm:.3g}. The batch is in {path}. Lower "
-            "pretrain.learning_rate and pretrain.muon_learning_rate, raise pretrain.warmup_steps, "
-            "or delete the newest checkpoints to resume earlier."
-        )
+        Raises:
+            WorkbenchError: the policy is to stop, or it happened too often.
+        """
+        step, plan = self.progress.step, self.plan
+        path = save_batch(self.job.folder, step, tokens)
+        what = describe(values, self.progress.smooth_loss)
+        good = None
+        if plan.on_spike == "rollback" and len(self.spikes.spikes) < plan.max_rollbacks:
+            good = kept.newest_sound_checkpoint(self.checkpoints)
+        if good is None:
+            raise WorkbenchError(
+                f"Training stopped at step {step}: {what}. The batch is in {path}. "
+                f"{stop_advice(plan, len(self.spikes.spikes))}"
+            )
+        spike = self.spikes.add(step, good.step, values, self.progress.smooth_loss, path)
+        logger.warning(
+            "At step %d %s: back to step %d, batches %d to %d are skipped. The bad one is in %s.",
+            step, what, good.step, spike.first_skipped, spike.last_skipped, path,
+        )  # fmt: skip
+        self.optimizers.zero_grad()
+        self._resume(good)
+        self._begin()
 
     def _count(self, loss: float, seconds: float) -> None:
         progress = self.progress
@@ -233,17 +272,21 @@ class Trainer:
         progress.smooth_loss = SMOOTHING * before + (1 - SMOOTHING) * loss
 
     def _evaluate(self) -> None:
-        values = evaluate(self.model, self.job.held_out, micro_batch_size=EVAL_MICRO_BATCH)
-        values |= self.codes.look(self.model)
-        values[str(Metric.PEAK_RSS_MIB)] = peak_rss_mib()
-        if self.hooks.on_eval is not None:
-            values |= self.hooks.on_eval(self.progress.step, self.model)
+        """Look at the model: held-out text, codes, free text, speed, and tasks where asked for."""
+        progress, plan = self.progress, self.plan
+        values = self.watch.look(progress.tokens_seen, progress.seconds)
+        if self.hooks.on_eval is not None and self._is_due(plan.task_eval_every or plan.eval_every):
+            found = self.hooks.on_eval(progress.step, self.model)
+            values |= {str(name): value for name, value in found.items()}
+        self.watch.judge(progress.step, values)
         bits = values[str(Metric.BITS_PER_BYTE)]
-        if math.isnan(self.progress.first_bits_per_byte):
-            self.progress.first_bits_per_byte = bits
-        elif bits < self.progress.best_bits_per_byte:
-            self.progress.best_bits_per_byte = bits
+        if math.isnan(progress.first_bits_per_byte):
+            progress.first_bits_per_byte = bits
+        elif bits < progress.best_bits_per_byte:
+            progress.best_bits_per_byte = bits
             self._write(self.checkpoints / "best", state=None)
+        if plan.early_stopping_metric:
+            consider_stopping(progress, plan, values)
         self._log(values)
 
     def _log(self, values: dict[str, float]) -> None:
@@ -251,18 +294,22 @@ class Trainer:
         self.progress.last |= plain
         self.hooks.log(self.progress.step, plain)
 
+    def _is_over(self) -> bool:
+        return self.progress.is_stopped_early or self.progress.step >= self.plan.total_steps
+
     def _is_due(self, every: int) -> bool:
-        return self.progress.step % every == 0 or self.progress.step == self.plan.total_steps
+        return self.progress.step % every == 0 or self._is_over()
 
     def _save(self) -> None:
         """Write a training checkpoint; keep the newest few."""
-        tensors = self.optimizers.state_tensors() | self.codes.state_tensors()
+        tensors, first_scales = self.watch.codes.state()
+        tensors |= self.optimizers.state_tensors()
         tensors["rng"] = torch.get_rng_state()
         values = {"progress": vars(self.progress), "plan": self.plan.model_dump(mode="json")}
+        values["first_scales"] = first_scales
         path = self.checkpoints / f"step_{self.progress.step:06d}"
         self._write(path, state=TrainState(tensors, values))
-        for old in training_checkpoints(self.checkpoints)[: -self.plan.keep_checkpoints]:
-            shutil.rmtree(old, ignore_errors=True)
+        kept.drop_oldest(self.checkpoints, self.plan.keep_checkpoints)
 
     def _write(self, path: Path, *, state: TrainState | None) -> None:
         save_checkpoint(
@@ -275,27 +322,23 @@ class Trainer:
             state=state,
         )
 
-    def _resume(self, folder: Path) -> None:
-        checkpoint = load_checkpoint(folder, with_state=True)
-        if checkpoint.config != self.model.config:
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Take over weights, optimiser and progress of a checkpoint."""
+        kept.require_same(checkpoint, self.model.config, self.plan, self.checkpoints)
+        tensors, values = checkpoint.state.tensors, checkpoint.state.values
+        try:
+            self.progress = Progress(**values["progress"])
+            self.optimizers = self._make_optimizers()
+            self.optimizers.load_state_tensors(tensors)
+            self.watch.codes.load_state(tensors, values["first_scales"])
+            torch.set_rng_state(tensors["rng"])
+        except (KeyError, TypeError, ValueError) as error:
             raise WorkbenchError(
-                f"The checkpoint {folder} belongs to another model ({checkpoint.config}) than the "
-                f"one configured ({self.model.config}). Use another run_id, or remove that folder."
-            )
-        changed = {
-            f"{name} {old} -> {getattr(self.plan, name)}"
-            for name, old in checkpoint.state.values["plan"].items()
-            if getattr(self.plan, name) != old
-        }
-        if changed:
-            logger.warning("resuming with other settings: %s", ", ".join(sorted(changed)))
+                f"The newest checkpoint in {self.checkpoints} has the training state of another "
+                f"version ({error}). Use another run_id, or if_exists='replace' to start anew."
+            ) from error
         self.model.load_state_dict(checkpoint.model.state_dict())
-        self.progress = Progress(**checkpoint.state.values["progress"])
-        self.optimizers = self._make_optimizers()
-        self.optimizers.load_state_tensors(checkpoint.state.tensors)
-        self.codes.load_state_tensors(checkpoint.state.tensors)
-        torch.set_rng_state(checkpoint.state.tensors["rng"])
-        logger.info("resumed at step %d from %s", self.progress.step, folder)
+        logger.info("resumed at step %d of %s", self.progress.step, self.checkpoints)
 
     def _choose_execution(self) -> None:
         dtype = execution.choose_dtype(self.plan.dtype, self.model.config, self.device)
@@ -309,44 +352,3 @@ class Trainer:
     def _make_optimizers(self) -> Optimizers:
         muon_dtype = getattr(torch, self.progress.dtype)
         return Optimizers(self.model, self.plan, muon_dtype=muon_dtype)
-
-    def _check_vocabulary(self) -> None:
-        """Say before the first step that the shards do not fit the model."""
-        vocab_size = self.model.config.vocab_size
-        samples = [self.job.tokens(0, torch.device("cpu")).numpy()]
-        samples += [held.windows for held in self.job.held_out.values()]
-        largest = max(int(sample.max()) for sample in samples)
-        if largest >= vocab_size:
-            raise WorkbenchError(
-                f"The shards hold token id {largest}, but the model knows {vocab_size} tokens "
-                "(model.vocab_size). Run 01_preprocess again with this profile."
-            )
-
-
-def training_checkpoints(folder: Path) -> list[Path]:
-    """Return the resumable checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
-
-
-def remove_drafts(folder: Path) -> None:
-    """Remove what a killed process left half written."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest resumable checkpoint, or None."""
-    found = training_checkpoints(folder)
-    return found[-1] if found else None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that memory did not suffice, on a GPU or in main memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "allocate memory" in str(error)
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """Return the largest divisor of `number` that is at most `at_most` (at least 1)."""
-    return next(d for d in range(max(1, at_most), 0, -1) if number % d == 0)

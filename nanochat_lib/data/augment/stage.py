@@ -34,7 +34,8 @@ def more_rows(kept: Sequence[Judged], config: RunConfig, cache_dir: Path | None)
         config: `data.augment_per_example`, `verify` and `seed` are used.
         cache_dir: folder of the verdict cache.
     """
-    rows = [judged for judged in kept if judged.split == TRAIN]
+    is_wanted = config.data.augment_per_example > 0  # reading all parents for nothing takes long
+    rows = [judged for judged in kept if is_wanted and judged.split == TRAIN]
     parents = [
         Parent(j.row.source_id, j.row.text, j.candidate.program, j.verified, j.candidate.edition)
         for j in rows

@@ -22,7 +22,8 @@ import torch
 import kernels
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.looplm import LoopLM, rope_table
+from nanochat_lib.model.attention import rope_table
+from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.model.ternary import quantize_weight
 
 PREFILL_ROWS = 64  # prompt tokens per pass: 5 % more of them a second than with 32 or 128
@@ -125,7 +126,7 @@ def new_weights(config: ModelConfig, max_seq_len: int, packing: str) -> Weights:
     """Allocate the arrays of a model; `load_weights` fills them."""
     L, D = config.n_layers, config.d_model
     qkv_rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_size
-    rope = rope_table(max_seq_len, config)[:, :, 0].contiguous().numpy()
+    rope = rope_table(max_seq_len, config.head_size, config.rope_base)[:, :, 0].contiguous().numpy()
     kind = packing if config.ternary else None
     return Weights(
         embed=_zeros(config.vocab_size, D),

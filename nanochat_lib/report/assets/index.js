@@ -17,6 +17,14 @@
     count.textContent = `${shown} of ${body.rows.length} runs`;
   });
 
+  for (const tag of document.querySelectorAll("button.tag")) {
+    tag.addEventListener("click", () => {
+      field.value = tag.textContent;
+      field.dispatchEvent(new Event("input"));
+      field.focus();
+    });
+  }
+
   const keyOf = (row, column) => {
     const cell = row.cells[column];
     const value = cell.dataset.key ?? cell.textContent.trim();

@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report import bars, figures, speed
 from nanochat_lib.report.content import readings
 from nanochat_lib.report.content.blocks import (
     OUTCOMES_PAGE,
@@ -27,6 +26,7 @@ from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, ga
 from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
 from nanochat_lib.report.content.texts import text_blocks
+from nanochat_lib.report.plots import bars, figures, speed
 from nanochat_lib.report.run_data import RunData, series
 
 

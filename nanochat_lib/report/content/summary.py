@@ -258,7 +258,10 @@ def health_checks(run: RunData) -> list[Check]:
 
 def _check_exit_entropy(run: RunData) -> Check:
     name, band = "Exit gate", "above 30% of ln R; below 10% it has collapsed"
-    advice = "raise pretrain.entropy_weight; the gate uses nearly one loop only"
+    advice = (
+        "raise pretrain.entropy_weight; the gate uses nearly one loop only "
+        "(docs/troubleshooting.md#the-exit-gate-collapsed)"
+    )
     last = run.last("pretrain", Metric.EXIT_ENTROPY)
     quantity = "exit entropy / ln R"
     if last is None or run.n_loops < 2:
@@ -322,7 +325,10 @@ def _check_spikes(run: RunData) -> Check:
     n_spikes = count_spikes(values[np.isfinite(values)])
     state = BAD if n_broken or n_spikes > 3 else WATCH if n_spikes else GOOD
     value = f"{n_spikes} in {len(values):,} steps" + (f", {n_broken} not finite" * bool(n_broken))
-    advice = "lower the learning rate, lengthen the warm-up, lower pretrain.grad_clip"
+    advice = (
+        "lower the learning rate, lengthen the warm-up, lower pretrain.grad_clip "
+        "(docs/troubleshooting.md#loss-spike)"
+    )
     return Check(name, quantity, value, band, state, advice)
 
 
@@ -333,7 +339,10 @@ def _check_policy(run: RunData) -> Check:
     if last is None:
         return Check(name, quantity, "not measured", band, UNKNOWN, "")
     state = GOOD if last >= 0.2 else WATCH if last >= 0.05 else BAD
-    advice = "lower maxrl.learning_rate, sample more prompts, or stop earlier"
+    advice = (
+        "lower maxrl.learning_rate, sample more prompts, or stop earlier "
+        "(docs/troubleshooting.md#the-policy-repeats-itself)"
+    )
     return Check(name, quantity, f"{last:.0%}", band, state, advice)
 
 
@@ -363,7 +372,10 @@ def _check_unjudged(run: RunData) -> Check:
     n_unjudged = summary["n_unjudged"]
     rate = n_unjudged / max(n_judged + n_unjudged, 1)
     state = GOOD if rate < 0.01 else WATCH if rate < 0.05 else BAD
-    advice = "raise verify.compile_cpu_s or verify.memory_mib; run nanochat doctor"
+    advice = (
+        "raise verify.compile_cpu_s or verify.memory_mib; run nanochat doctor "
+        "(docs/troubleshooting.md#verification-fails)"
+    )
     return Check(name, quantity, share(n_unjudged, n_judged + n_unjudged), band, state, advice)
 
 
@@ -372,5 +384,8 @@ def _check_sandbox(run: RunData) -> Check:
     if not run.sandbox:
         return Check(name, quantity, "not recorded", band, UNKNOWN, "")
     state = BAD if run.sandbox == "none" else GOOD
-    advice = "install bubblewrap or use a kernel with Landlock; run nanochat doctor"
+    advice = (
+        "install bubblewrap or use a kernel with Landlock; run nanochat doctor "
+        "(docs/troubleshooting.md#no-sandbox)"
+    )
     return Check(name, quantity, run.sandbox, band, state, advice)

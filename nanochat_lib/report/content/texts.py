@@ -11,10 +11,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from nanochat_lib.report.bars import Bar, Row, horizontal_bars, rate_bars, wilson_interval
 from nanochat_lib.report.content.blocks import Block, frame_of, make_block
 from nanochat_lib.report.content.readings import share
-from nanochat_lib.report.figures import missing_figure
+from nanochat_lib.report.plots.bars import Bar, Row, horizontal_bars, rate_bars, wilson_interval
+from nanochat_lib.report.plots.figures import missing_figure
 
 
 def accepted_rewrites(rows: Sequence[Row]) -> go.Figure:

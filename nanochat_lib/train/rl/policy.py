@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nanochat_lib.config import MaxRLConfig
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.train.advantage import policy_loss
+from nanochat_lib.train.rl.advantage import policy_loss
 from nanochat_lib.train.rl.rollouts import Rollout
 
 GRAD_CLIP = 1.0

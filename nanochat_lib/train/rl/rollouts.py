@@ -7,8 +7,7 @@ gradient needs, and rates with their counts. The gate has no part here: sampling
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,10 @@ from nanochat_lib.config import MaxRLConfig, VerifyConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
 from nanochat_lib.intervals import bootstrap_interval
 from nanochat_lib.records import Episode, Level, Task, Verdict
+from nanochat_lib.rust.hacks import hacks_of
 from nanochat_lib.rust.programs import assemble, truncate_completion
 from nanochat_lib.rust.reward import has_compiled, reward_of
 from nanochat_lib.rust.verify import verify
-
-# What a body does instead of computing; each is a way to please a weak reward.
-_GIVES_UP = re.compile(r"\b(todo|unimplemented|panic|unreachable)!|\bloop\s*\{\s*\}")
-_CONSTANT = re.compile(r"-?[\w.:]+|\"[^\"]*\"(\.to_string\(\))?|(Some|Ok|Err)\([-\w.\"]*\)")
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 class Generates(Protocol):
@@ -217,14 +212,15 @@ def guards(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
 
     Returns: per guard `n`, `of`, `share`, the `band` above which it is an alarm, and `alarm`.
     """
-    bodies = [_body(rollout) for rollout in rollouts]
-    copied = sum(_head(r.task.prompt) in r.episode.completion for r in rollouts)
+    found = Counter(
+        name for r in rollouts for name in hacks_of(r.task.prompt, r.episode.completion)
+    )
     n_same = len(rollouts) - len({(r.task.task_id, _squeezed(r)) for r in rollouts})
     counts = {
-        "empty_body": (sum(not body for body in bodies), 0.02),
-        "gives_up": (sum(bool(_GIVES_UP.search(body)) for body in bodies), 0.02),
-        "constant_return": (sum(bool(_CONSTANT.fullmatch(body)) for body in bodies), 0.10),
-        "copied_prompt": (copied, 0.02),
+        "empty_body": (found["empty_body"], 0.02),
+        "gives_up": (found["gives_up"], 0.02),
+        "constant_return": (found["constant_return"], 0.10),
+        "copied_prompt": (found["copied_prompt"], 0.02),
         "duplicate_of_same_task": (n_same, 0.90),
     }
     n = max(len(rollouts), 1)
@@ -240,16 +236,6 @@ def length_guard(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any
     share = 1 - new / old if old else 0.0
     return {"n": round(new, 1), "of": round(old, 1), "share": share, "band": 0.5,
             "alarm": share > 0.5}  # fmt: skip
-
-
-def _body(rollout: Rollout) -> str:
-    """Return what stands between the function's braces, without comments."""
-    text = _COMMENT.sub("", rollout.episode.completion).rstrip()
-    return text.removesuffix("}").strip()
-
-
-def _head(prompt: str) -> str:
-    return prompt.rstrip().splitlines()[-1]
 
 
 def _squeezed(rollout: Rollout) -> str:

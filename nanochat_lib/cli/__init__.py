@@ -1,0 +1,1 @@
+"""The `nanochat` command: one module for each group of its commands."""

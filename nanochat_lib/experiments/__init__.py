@@ -1,0 +1,1 @@
+"""Many runs: their notes, their list, and sweeps over settings."""

@@ -1,0 +1,1 @@
+"""Runs side by side: what was different, what came out, curves on one axis."""

@@ -1,0 +1,1 @@
+"""Live widgets for JupyterLab: the training dashboard, and what the explorers share."""

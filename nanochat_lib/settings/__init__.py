@@ -1,0 +1,1 @@
+"""The sections of the configuration tree; import them from `nanochat_lib.config`."""

@@ -1,0 +1,1 @@
+"""What keeps a training run safe: checks before it, checkpoints, memory, bad batches."""

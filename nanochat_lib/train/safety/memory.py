@@ -1,0 +1,46 @@
+"""When memory does not suffice: recognise it, take smaller micro-batches, recompute activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from nanochat_lib.model.looplm import LoopLM
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that memory did not suffice, on a GPU or in main memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "allocate memory" in str(error)
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """Return the largest divisor of `number` that is at most `at_most` (at least 1)."""
+    return next(d for d in range(max(1, at_most), 0, -1) if number % d == 0)
+
+
+@contextmanager
+def recomputed(model: LoopLM, mode: Literal["none", "layer", "loop"]) -> Iterator[None]:
+    """Let backward passes inside the block recompute activations instead of keeping them.
+
+    "layer" keeps the input of every layer in every loop and recomputes one layer at a time: 8 FLOPs
+    for each weight that runs and token instead of 6. "loop" nests that in checkpoints of whole
+    loops, keeps their inputs alone and recomputes twice: 10 FLOPs, and memory for layers + loops
+    inputs instead of layers x loops.
+    """
+    run_layer, run_layers = model.run_layer, model.run_layers
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # no dropout
+    if mode != "none":
+        model.run_layer = partial(again, run_layer)
+    if mode == "loop":
+        model.run_layers = partial(again, run_layers)
+    try:
+        yield
+    finally:
+        model.run_layer, model.run_layers = run_layer, run_layers

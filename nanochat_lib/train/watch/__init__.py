@@ -1,0 +1,1 @@
+"""What a training run watches while it learns, and what it says about it."""

@@ -1,0 +1,144 @@
+"""Activation checkpointing: the same gradients for less memory, counted tensor by tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_pretrain import TINY, Recorder, ToyData, configured
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nanochat_lib.config import ModelConfig, PretrainConfig, RunConfig
+from nanochat_lib.hardware.planner import activation_bytes, make_plan, train_flops_per_token
+from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.records import Metric
+from nanochat_lib.train import execution
+from nanochat_lib.train.pretrain import pretrain
+from nanochat_lib.train.safety.memory import recomputed
+
+MODES = ("none", "layer", "loop")
+SHAPES = {
+    "wide": {"n_layers": 3, "n_loops": 4, "d_model": 64, "d_ff": 192},
+    "deep": {"n_layers": 6, "n_loops": 3, "d_model": 64, "d_ff": 128},
+    "loops": {"n_layers": 1, "n_loops": 6, "d_model": 96, "d_ff": 256},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small products on several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def shaped(name):
+    heads = {"n_heads": 4, "n_kv_heads": 4, "vocab_size": 300, "max_seq_len": 64}
+    return ModelConfig(**SHAPES[name], **heads)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations made and that are still referenced."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now())
+        return out
+
+    def now(self):
+        self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
+        return sum(n_bytes for _, n_bytes in self.storages.values())
+
+
+def step(model, tokens, mode, dtype=torch.float32):
+    """Return (peak bytes, gradients) of a forward and backward pass over all exits."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    live = LiveBytes()
+    with live, recomputed(model, mode), execution.autocast(torch.device("cpu"), dtype):
+        hidden = model(tokens).hidden
+        sum(h.float().square().mean() * (r + 1) for r, h in enumerate(hidden)).backward()
+    return live.peak, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_equal_and_memory_falls_as_the_planner_says(shape, dtype):
+    config = shaped(shape)
+    model, tokens = LoopLM(config, seed=1), torch.randint(0, 300, (32, 64))
+    with torch.no_grad():
+        model.final_norm.weight.uniform_(0.5, 1.5)  # else the norm's square is constant
+    weights = sum(p.numel() for p in model.layers.parameters()) * (4 + 2 * (dtype != torch.float32))
+    peaks, gradients = {}, {}
+    for mode in MODES:
+        peaks[mode], gradients[mode] = step(model, tokens, mode, dtype)
+        plan = PretrainConfig(
+            micro_batch_size=32, batch_size=32, seq_len=64, activation_checkpointing=mode,
+            dtype=str(dtype).removeprefix("torch."),
+        )  # fmt: skip
+        estimate = sum(activation_bytes(RunConfig(model=config, pretrain=plan)))
+        assert 0.65 < (peaks[mode] - weights) / estimate < 1.5, (mode, peaks[mode], estimate)
+    assert peaks["none"] > 1.8 * peaks["layer"]
+    if config.n_layers > 1:
+        assert peaks["layer"] > peaks["loop"]
+    assert max(float(g.abs().max()) for g in gradients["none"].values()) > 0
+    for mode in ("layer", "loop"):
+        for name, gradient in gradients["none"].items():
+            assert torch.equal(gradient, gradients[mode][name]), (mode, name)
+
+
+@pytest.mark.parametrize("mode", ["layer", "loop"])
+def test_training_with_checkpoints_is_training(tmp_path, mode):
+    losses = {}
+    for each in ("none", mode):
+        recorder = Recorder()
+        config = configured(total_steps=6, gate_steps=0, activation_checkpointing=each)
+        pretrain(config, ToyData(), tmp_path / each, log=recorder)
+        losses[each] = recorder.series(Metric.LOSS)
+    assert losses[mode] == losses["none"]
+
+
+def test_the_model_is_left_as_it_was():
+    model = LoopLM(TINY)
+    before = model.run_layer, model.run_layers
+    with recomputed(model, "loop"):
+        assert model.run_layer is not before[0]
+        assert model.run_layers is not before[1]
+    assert (model.run_layer, model.run_layers) == before
+
+
+@pytest.mark.parametrize(("mode", "factor"), [("none", 1), ("layer", 8 / 6), ("loop", 10 / 6)])
+def test_recomputing_costs_flops_that_the_plan_counts(mode, factor):
+    config = RunConfig.model_validate(
+        {"pretrain": {"activation_checkpointing": mode}, "targets": {"tokens_per_s": 1e6}}
+    )
+    models_own = train_flops_per_token(config.model, config.pretrain.seq_len)
+    assert make_plan(config).required_tflops == pytest.approx(factor * models_own * 1e6 / 1e12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not execution.find_cxx(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("mode", ["layer", "loop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_layers_are_recomputed_too(mode, dtype):
+    model, tokens = LoopLM(shaped("wide"), seed=1), torch.randint(0, 300, (4, 32))
+    found = {}
+    for each in ("none", mode):
+        model.zero_grad(set_to_none=True)
+        compiled = execution.compiled_layers(model, True)
+        with compiled, recomputed(model, each), execution.autocast(torch.device("cpu"), dtype):
+            sum(h.float().pow(4).mean() for h in model(tokens).hidden).backward()
+        found[each] = {name: p.grad.clone() for name, p in model.named_parameters()
+                       if p.grad is not None}  # fmt: skip
+    for name, gradient in found["none"].items():
+        torch.testing.assert_close(found[mode][name], gradient, rtol=1e-5, atol=1e-7)
