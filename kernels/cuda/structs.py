@@ -66,3 +66,54 @@ class ProductArgs(ctypes.Structure):
         ("matrix", Matrix), ("codes", Codes), ("rows", Rows), ("result", Result),
         ("n_tokens", Int), ("width", Int), ("slots", Int),
     )  # fmt: skip
+
+
+class Cache(ctypes.Structure):
+    """Keys and values of all sequences, and how many loops each position ran (attention.cu)."""
+
+    _fields_ = (
+        ("k", Address), ("v", Address), ("depth", Address),
+        ("n_loops", Int), ("n_layers", Int), ("n_kv_heads", Int), ("max_len", Int),
+    )  # fmt: skip
+
+
+class Attention(ctypes.Structure):
+    """What one layer's attention reads and writes besides the cache."""
+
+    _fields_ = (
+        ("qkv", Address), ("rope", Address), ("attended", Address), ("partial", Address),
+        ("arrived", Address), ("active", Address), ("slot", Address), ("position", Address),
+        ("stride", Int), ("n_heads", Int), ("rope_len", Int), ("n_splits", Int),
+    )  # fmt: skip
+
+
+class AttentionArgs(ctypes.Structure):
+    """Arguments of attention and store."""
+
+    _fields_ = (
+        ("attention", Attention), ("cache", Cache), ("loop", Int), ("layer", Int), ("n_rows", Int),
+    )  # fmt: skip
+
+
+class SampleArgs(ctypes.Structure):
+    """Arguments of sample (sampling.cu)."""
+
+    _fields_ = (
+        ("logits", Address), ("probability", Address), ("seed", Address), ("place", Address),
+        ("token", Address), ("entropy", Address),
+        ("n_rows", Int), ("vocab", Int), ("stride", Int), ("top_k", Int),
+        ("temperature", Float), ("top_p", Float),
+    )  # fmt: skip
+
+
+class LeaveArgs(ctypes.Structure):
+    """Arguments of leave: the end of a loop."""
+
+    _fields_ = (
+        ("hidden", Address), ("final", Address), ("norm_weight", Address),
+        ("gate_weight", Address), ("gate_bias", Address), ("survival", Address),
+        ("active", Address), ("n_active", Address), ("exit_loop", Address), ("depth", Address),
+        ("slot", Address), ("position", Address),
+        ("d_model", Int), ("max_len", Int), ("loop", Int), ("n_loops", Int),
+        ("eps", Float), ("threshold", Float),
+    )  # fmt: skip
