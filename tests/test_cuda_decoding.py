@@ -53,7 +53,7 @@ class Setting:
         sizes = (self.qkv.shape[1], self.n_heads, T, n_splits)
         cache = Cache(*map(address, (self.k, self.v, self.depth)), R, L, self.n_kv, T)
         attention = Attention(*map(address, arrays), *sizes)
-        return AttentionArgs(attention, cache, loop, layer, len(self.active))
+        return AttentionArgs(attention, cache, None, loop, layer, len(self.active))
 
     def turned(self, head: np.ndarray, position: int) -> np.ndarray:
         cos, sin = self.rope[:, position].astype(np.float64)
@@ -87,7 +87,7 @@ class Setting:
     [(4, 2, 64, 32), (5, 1, 64, 16), (6, 2, 128, 16), (2, 2, 8, 32)],
 )
 def test_attention_is_that_of_float64(n_heads, n_kv, head_size, bits, n_splits):
-    """Several stretches of the past, grouped heads, positions of all depths, a row that has left."""
+    """Several stretches of the past, grouped heads, all depths, a row that has left."""
     here = Setting(n_heads, n_kv, head_size, bits, [150, 7, 0, 65, 63])
     runner, args = shim(head_size, bits), here.args(2, 1, n_splits)
     wanted = here.wanted(2, 1)

@@ -34,7 +34,7 @@ class QuantizeArgs(ctypes.Structure):
 
     _fields_ = (
         ("rows", Rows), ("codes", Address), ("act_scale", Address), ("x_sum", Address),
-        ("width", Int), ("n_rows", Int),
+        ("n_active", Address), ("width", Int), ("n_rows", Int),
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class ProductArgs(ctypes.Structure):
 
     _fields_ = (
         ("matrix", Matrix), ("codes", Codes), ("rows", Rows), ("result", Result),
-        ("n_tokens", Int), ("width", Int), ("slots", Int),
+        ("n_active", Address), ("n_tokens", Int), ("width", Int), ("slots", Int),
     )  # fmt: skip
 
 
@@ -91,7 +91,8 @@ class AttentionArgs(ctypes.Structure):
     """Arguments of attention and store."""
 
     _fields_ = (
-        ("attention", Attention), ("cache", Cache), ("loop", Int), ("layer", Int), ("n_rows", Int),
+        ("attention", Attention), ("cache", Cache), ("n_active", Address),
+        ("loop", Int), ("layer", Int), ("n_rows", Int),
     )  # fmt: skip
 
 
@@ -116,4 +117,35 @@ class LeaveArgs(ctypes.Structure):
         ("slot", Address), ("position", Address),
         ("d_model", Int), ("max_len", Int), ("loop", Int), ("n_loops", Int),
         ("eps", Float), ("threshold", Float),
+    )  # fmt: skip
+
+
+class BeginArgs(ctypes.Structure):
+    """Arguments of begin: tokens to rows (step.cu)."""
+
+    _fields_ = (
+        ("embed", Address), ("hidden", Address), ("survival", Address), ("active", Address),
+        ("n_active", Address), ("token", Address), ("slot", Address), ("position", Address),
+        ("finished", Address), ("depth", Address),
+        ("n_rows", Int), ("d_model", Int), ("max_len", Int), ("n_loops", Int),
+    )  # fmt: skip
+
+
+class HeadArgs(ctypes.Structure):
+    """Arguments of head: hidden states to logits."""
+
+    _fields_ = (
+        ("weight", Address), ("scale", Address), ("hidden", Address), ("logits", Address),
+        ("n_groups", Int), ("d_model", Int), ("n_rows", Int),
+    )  # fmt: skip
+
+
+class AppendArgs(ctypes.Structure):
+    """Arguments of append: what was drawn goes to its sequence."""
+
+    _fields_ = (
+        ("token", Address), ("entropy", Address), ("exit_loop", Address), ("is_stop", Address),
+        ("tokens", Address), ("entropies", Address), ("exit_loops", Address), ("place", Address),
+        ("position", Address), ("finished", Address), ("limit", Address),
+        ("n_rows", Int), ("width", Int), ("max_len", Int),
     )  # fmt: skip

@@ -243,19 +243,21 @@ __device__ __forceinline__ void attention_unit(const Attention& a, const Cache& 
 struct AttentionArgs {
     Attention attention;
     Cache cache;
-    int loop, layer, n_rows;  // active rows
+    const int* n_active;      // null, or how many of n_rows are active
+    int loop, layer, n_rows;
 };
 
 // Rows of the same sequence in one launch: the keys of all must be in the cache before, by `store`.
 extern "C" __global__ void __launch_bounds__(256) attention(const AttentionArgs args) {
-    const int n_units = args.n_rows * units_per_row(args.attention, args.cache);
+    const int n_rows = live(args.n_rows, args.n_active);
+    const int n_units = n_rows * units_per_row(args.attention, args.cache);
     for (int unit = blockIdx.x; unit < n_units * args.attention.n_splits; unit += gridDim.x) {
         attention_unit(args.attention, args.cache, args.loop, args.layer, unit);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) store(const AttentionArgs args) {
-    const int n_units = args.n_rows * args.cache.n_kv_heads;
+    const int n_units = live(args.n_rows, args.n_active) * args.cache.n_kv_heads;
     for (int unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
         const int i = unit / args.cache.n_kv_heads, head = unit % args.cache.n_kv_heads;
         store_kv(args.attention, args.cache, i, args.loop, args.layer, head);
