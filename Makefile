@@ -29,6 +29,7 @@ bench: $(STAMP)
 	$(BIN)/python -m kernels.bench --json reports/bench_cpu.json
 	$(BIN)/python -m nanochat_lib.publish.decode_bench --json reports/bench_decode.json
 	$(BIN)/python -m nanochat_lib.evals.verification.bench --json reports/bench_verification.json
+	$(BIN)/python -m nanochat_lib.train.bench --json reports/bench_training.json
 	$(BIN)/python -m nanochat_lib.data.tinyrust.bench --json reports/bench_tinyrust.json
 	$(BIN)/python -m nanochat_lib.report.bench --json reports/bench_pages.json
 

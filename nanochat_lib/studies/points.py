@@ -90,10 +90,15 @@ def study_points(
 
 
 def _name(config: RunConfig, index: Path) -> str:
-    """Return a hash of everything that decides a point: settings and tokens."""
-    settings = config.model_dump(mode="json")
-    content = json.dumps([{key: settings[key] for key in DECIDING}, index.read_text()])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    """Return a hash of what decides a point: settings and tokens.
+
+    Settings at their default are left out, so that a setting that is new does not give finished
+    points other names. Code is left out too: to measure new code, use another folder.
+    """
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    content = {key: settings.get(key) for key in DECIDING}
+    text = json.dumps([content, index.read_text()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_points(

@@ -1,0 +1,224 @@
+"""What a training step costs: against a plain transformer, against the matmul peak, in memory.
+
+`python -m nanochat_lib.train.bench --json FILE`. The plain transformer has torch's own modules
+(Linear, RMSNorm, scaled_dot_product_attention, cross_entropy), as many layers as the LoopLM runs,
+no rounding and one exit; both are compiled, use bfloat16 and the same optimisers, and take turns
+step by step, timed by the CPU time of one thread, so that other programs matter little. Medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_lib.config import ModelConfig, PretrainConfig
+from nanochat_lib.hardware.detect import detect_machine
+from nanochat_lib.hardware.planner import train_flops_per_token
+from nanochat_lib.model.attention import rope_table, rotate
+from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.provenance import git_state
+from nanochat_lib.runs import write_atomic
+from nanochat_lib.train import execution
+from nanochat_lib.train.objective import stage_one_loss
+from nanochat_lib.train.optim import Optimizers
+from nanochat_lib.train.watch.speed import matmul_peak
+
+N_STEPS = 9
+# name -> (d_model, stored layers, loops, d_ff, vocabulary, positions, sequences)
+SHAPES = {
+    "laptop, d = 256": (256, 2, 2, 512, 2048, 128, 8),
+    "d = 256, T = 256": (256, 2, 2, 768, 2048, 256, 16),
+    "d = 512, T = 512": (512, 2, 2, 1536, 4096, 512, 8),
+}
+TARGETS = {"of_plain": 0.85, "of_peak": 0.5, "loss_memory": 1.3}
+
+
+class PlainLayer(nn.Module):
+    """A pre-norm transformer layer of torch's own modules."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, kv = config.d_model, config.n_kv_heads * config.head_size
+        self.head_size = config.head_size
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.q, self.o = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(width, kv, bias=False) for _ in range(2))
+        self.gate, self.up = (nn.Linear(width, config.d_ff, bias=False) for _ in range(2))
+        self.down = nn.Linear(config.d_ff, width, bias=False)
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        h = self.norms[0](x)
+        q, k, v = (m(h).unflatten(-1, (-1, self.head_size)) for m in (self.q, self.k, self.v))
+        q, k, v = (t.transpose(1, 2) for t in (_turned(q, rope), _turned(k, rope), v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.o(out.transpose(1, 2).flatten(2))
+        h = self.norms[1](x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+def _turned(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate by halves, the form that compilers vectorise; eager code would use pairs."""
+    if not torch.compiler.is_compiling():
+        return rotate(x, rope)
+    cos, sin = rope.to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+class Plain(nn.Module):
+    """A transformer as deep as a LoopLM runs, with one exit and weights of its own everywhere."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        n_layers = config.n_layers * config.n_loops
+        self.layers = nn.ModuleList(PlainLayer(config) for _ in range(n_layers))
+        self.norm = nn.RMSNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.run_layer: Callable[..., Tensor] = torch.compile(_call, dynamic=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (B, T) to logits (B, T, V)."""
+        rope = rope_table(tokens.shape[1], self.config.head_size, self.config.rope_base)
+        h = self.embed(tokens)
+        for layer in self.layers:
+            h = self.run_layer(layer, h, rope)
+        return self.head(self.norm(h))
+
+
+def _call(layer: PlainLayer, x: Tensor, rope: Tensor) -> Tensor:
+    return layer(x, rope)
+
+
+def step_rows(shapes: dict[str, tuple[int, ...]], n_steps: int = N_STEPS) -> list[dict[str, Any]]:
+    """Return a row per shape: CPU time of a step, tokens/s of one thread, shares of both limits."""
+    rows = []
+    for name, shape in shapes.items():
+        torch.compiler.reset()
+        config, plan = _configs(shape)
+        tokens = torch.randint(0, config.vocab_size, (plan.batch_size, plan.seq_len + 1))
+        steps = {
+            "looplm": _loop_step(config, plan, tokens),
+            "plain": _plain_step(config, plan, tokens),
+        }
+        rates: dict[str, list[float]] = {key: [] for key in (*steps, "peak")}
+        for _ in range(2):  # compiles
+            for step in steps.values():
+                step()
+        for _ in range(n_steps):
+            for key, step in steps.items():
+                began = time.thread_time()
+                step()
+                rates[key].append(time.thread_time() - began)
+            rates["peak"].append(matmul_peak(torch.device("cpu"), torch.bfloat16))
+        rows.append({"shape": name} | _step_row(config, plan, rates))
+    return rows
+
+
+def _step_row(
+    config: ModelConfig, plan: PretrainConfig, rates: dict[str, list[float]]
+) -> dict[str, Any]:
+    ours, plain, peak = (statistics.median(rates[key]) for key in ("looplm", "plain", "peak"))
+    n_tokens = plan.batch_size * plan.seq_len
+    flops = train_flops_per_token(config, plan.seq_len) * n_tokens
+    return {
+        "tokens": n_tokens,
+        "step_ms": round(1e3 * ours, 1),
+        "plain_ms": round(1e3 * plain, 1),
+        "tokens_per_s": round(n_tokens / ours),
+        "of_plain": round(statistics.median(p / o for o, p in _pairs(rates)), 3),
+        "of_peak": round(flops / ours / peak, 3),
+        "peak_tflops": round(peak / 1e12, 2),
+        "n": len(rates["looplm"]),
+    }
+
+
+def _pairs(rates: dict[str, list[float]]) -> list[tuple[float, float]]:
+    return list(zip(rates["looplm"], rates["plain"], strict=True))
+
+
+def _configs(shape: tuple[int, ...]) -> tuple[ModelConfig, PretrainConfig]:
+    d_model, n_layers, n_loops, d_ff, vocab_size, seq_len, batch_size = shape
+    config = ModelConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_loops=n_loops,
+        n_heads=d_model // 64,
+        n_kv_heads=d_model // 128,
+        d_ff=d_ff,
+        max_seq_len=seq_len,
+    )
+    plan = PretrainConfig(batch_size=batch_size, micro_batch_size=batch_size, seq_len=seq_len)
+    return config, plan
+
+
+def _loop_step(config: ModelConfig, plan: PretrainConfig, tokens: Tensor) -> Callable[[], None]:
+    model = LoopLM(config)
+    optimizers = Optimizers(model, plan, muon_dtype=torch.bfloat16)
+
+    def step() -> None:
+        with execution.compiled_layers(model, True):
+            with execution.autocast(tokens.device, torch.bfloat16):
+                output = model(tokens[:, :-1])
+                loss = stage_one_loss(
+                    model, output, tokens[:, 1:], entropy_weight=0.05, is_compiled=True
+                )
+            loss.total.backward()
+        _update(model, optimizers)
+
+    return step
+
+
+def _plain_step(config: ModelConfig, plan: PretrainConfig, tokens: Tensor) -> Callable[[], None]:
+    model = Plain(config)
+    optimizers = Optimizers(model, plan, muon_dtype=torch.bfloat16)
+
+    def step() -> None:
+        with execution.autocast(tokens.device, torch.bfloat16):
+            logits = model(tokens[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        loss.backward()
+        _update(model, optimizers)
+
+    return step
+
+
+def _update(model: nn.Module, optimizers: Optimizers) -> None:
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizers.step(0)
+    optimizers.zero_grad()
+
+
+def main() -> None:
+    """Measure, print the table beside the targets, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="file for the rows, machine and commit")
+    parser.add_argument("--steps", type=int, default=N_STEPS, help="steps of each side")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = step_rows(SHAPES, arguments.steps)
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+        for key in ("of_plain", "of_peak"):
+            mark = "holds" if row[key] >= TARGETS[key] else "missed"
+            print(f"    {key}: {row[key]:.2f}, wanted {TARGETS[key]}: {mark}")
+    if arguments.json:
+        found = {"machine": asdict(detect_machine()), "commit": git_state(), "steps": rows}
+        write_atomic(arguments.json, json.dumps(found, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
