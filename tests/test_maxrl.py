@@ -10,6 +10,7 @@ import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Episode, Level, Metric, Program, Task, Verdict, Verified
-from nanochat_lib.train.maxrl import maxrl, stable_seed
+from nanochat_lib.train.maxrl import _Trainer, maxrl, stable_seed
 from nanochat_lib.train.rl import rollouts as rollouts_module
 from nanochat_lib.train.rl.policy import Policy, completion_log_prob
 from nanochat_lib.train.rl.rollouts import (
@@ -382,3 +383,17 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_seeds_depend_on_purpose() -> None:
     assert stable_seed(0, "update 1") == stable_seed(0, "update 1")
     assert len({stable_seed(s, f"update {i}") for s in range(3) for i in range(20)}) == 60
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(True, [0.92, 0.94, 0.94]), (False, [None] * 3)])
+def test_the_threshold_rises_while_too_little_compiles(wanted, expected) -> None:
+    config = RunConfig.model_validate(
+        {"maxrl": {"adjust_reward_threshold": wanted}, "targets": {"compile_rate": 0.8}}
+    )
+    record: dict = {}
+    trainer = SimpleNamespace(config=config, record=record)
+    found = []
+    for compile_rate in (0.1, 0.5, 0.9):
+        _Trainer._adjust_threshold(trainer, compile_rate)
+        found.append(record.get("reward_threshold"))
+    assert found == [pytest.approx(e) if e else None for e in expected]

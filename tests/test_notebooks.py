@@ -23,7 +23,10 @@ from nanochat_lib.stages import STAGES
 TINY = str(Path(__file__).parent / "fixtures" / "tiny.toml")
 NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 CLI = [sys.executable, "-m", "nanochat_lib.cli"]
-TIMING = ("tokens_per_s", "generate_s", "verify_s", "update_s", "peak_rss_mib")
+TIMING = (
+    "tokens_per_s", "model_tflops", "matmul_peak_share", "generate_s", "verify_s", "update_s",
+    "peak_rss_mib",
+)  # fmt: skip
 
 
 def _nanochat(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,11 +16,12 @@ from nanochat_lib.config import HardwareConfig, RunConfig
 from nanochat_lib.data.tokenizer import train_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals import suite
+from nanochat_lib.evals.during import continuous_evaluator, task_evaluator
 from nanochat_lib.evals.generation import Completion
 from nanochat_lib.evals.judging import cut_completion, judge_completions, read_completions
 from nanochat_lib.evals.results import failure_tables, result_rows
 from nanochat_lib.evals.samples import write_samples
-from nanochat_lib.evals.suite import choose_tasks, continuous_evaluator, evaluate, judge_file
+from nanochat_lib.evals.suite import choose_tasks, evaluate, judge_file
 from nanochat_lib.evals.tasks import builtin_tasks
 from nanochat_lib.model.checkpoint import save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
@@ -269,7 +270,28 @@ def test_the_continuous_evaluator_follows_the_model(
     on_eval = continuous_evaluator(TASKS, tiny_config, loaded.tokenizer_path)
     first, again = on_eval(1, loaded.model), on_eval(2, loaded.model)
     assert first == again
-    assert set(first) == {Metric.COMPILE_RATE, Metric.PASS_RATE, Metric.N_UNJUDGED}
+    ks = {f"pass_at_{k}" for k in tiny_config.eval.k}
+    assert set(first) == {Metric.COMPILE_RATE, Metric.SEMANTIC_SCORE, Metric.N_UNJUDGED} | ks
+
+
+def test_the_continuous_evaluator_gives_the_rates_of_stage_five(
+    tmp_path: Path, tiny_config: RunConfig, checkpoint: Path
+) -> None:
+    from nanochat_lib.model.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    found = continuous_evaluator(TASKS, tiny_config, loaded.tokenizer_path)(1, loaded.model)
+    summary = evaluate({"m": checkpoint}, {"builtin": TASKS}, tiny_config, tmp_path / "whole")
+    rates = {row["metric"]: row["rate"] for row in summary["rates"]}
+    assert found[Metric.COMPILE_RATE] == rates["compile_rate"]
+    assert found[Metric.SEMANTIC_SCORE] == rates["semantic_score"]
+    assert found["pass_at_1"] == rates["pass@1"]
+
+
+def test_evaluation_during_training_is_off_until_asked_for(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    assert task_evaluator(tiny_config, tmp_path) is None
 
 
 def test_samples_are_kept_in_the_summary(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from test_pretrain import TINY, Recorder, ToyData, configured
 
-from nanochat_lib.config import ModelConfig, PretrainConfig, TargetsConfig
+from nanochat_lib.config import PROJECT_ROOT, ModelConfig, PretrainConfig, TargetsConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
@@ -139,15 +140,15 @@ def test_healthy_values_raise_nothing(tmp_path):
 
 
 UNHEALTHY = {
-    "exit_entropy / ln R": ({"exit_entropy_nats": 0.01}, "exit-collapse"),
-    "calibration_gap_nats": ({"calibration_gap_nats": -0.5}, ""),
-    "token_entropy / ln V": ({"token_entropy_share": 0.01}, "repetition"),
-    "repetition": ({"repetition": 0.7}, "repetition"),
-    "distinct_2": ({"distinct_2": 0.05}, "repetition"),
+    "exit_entropy / ln R": ({"exit_entropy_nats": 0.01}, "the-exit-gate-collapsed"),
+    "calibration_gap_nats": ({"calibration_gap_nats": -0.5}, "the-model-is-too-sure-or-too-unsure"),
+    "token_entropy / ln V": ({"token_entropy_share": 0.01}, "the-policy-repeats-itself"),
+    "repetition": ({"repetition": 0.7}, "the-policy-repeats-itself"),
+    "distinct_2": ({"distinct_2": 0.05}, "the-policy-repeats-itself"),
     "zero_fraction": ({"zero_fraction": 0.9}, ""),
     "flip_rate": ({"flip_rate": 0.4}, ""),
     "scale_drift (log2)": ({"scale_drift_layer_3": -4.0}, ""),
-    "matmul_peak_share": ({"matmul_peak_share": 0.001}, "slow-cpu"),
+    "matmul_peak_share": ({"matmul_peak_share": 0.001}, "slow-cpu-training"),
     "memory share": ({"peak_rss_mib": 1e9}, "cuda-out-of-memory"),
     "compile_rate": ({"compile_rate": 0.1}, "low-compile-rate"),
 }
@@ -165,6 +166,14 @@ def test_each_unhealthy_value_is_named_with_value_band_and_advice(tmp_path, quan
     assert alert.guide.endswith(f"#{anchor}") if anchor else not alert.guide
     assert f"{quantity} is " in caplog.text
     assert "Try: " in caplog.text
+
+
+def test_every_guide_that_is_named_is_there():
+    text = (PROJECT_ROOT / alerts.GUIDE).read_text()
+    headings = [line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")]
+    anchors = {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+    rules = (*alerts.RULES, *alerts._own_rules(TargetsConfig(compile_rate=0.9)))
+    assert {rule.anchor for rule in rules} - {""} <= anchors
 
 
 def test_the_briefs_band_is_shown_as_the_briefs(tmp_path, caplog):

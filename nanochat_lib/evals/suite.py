@@ -2,8 +2,8 @@
 
 `evaluate` is stage 5: checkpoints and task sets in; results.parquet, episodes.parquet and
 summary.json out. `judge_file` judges texts from anywhere without a model (`judging.py`), and
-`continuous_evaluator` is what pre-training calls between its steps. Every verdict comes from
-rustc; every rate carries its counts and an interval (`results.py`, `passk.py`).
+`during.py` is what pre-training calls between its steps. Every verdict comes from rustc; every
+rate carries its counts and an interval (`results.py`, `passk.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat_lib.config import EvalConfig, HardwareConfig, RunConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals import results
-from nanochat_lib.evals.generation import Writer, make_writer, open_writer
+from nanochat_lib.evals.generation import Writer, open_writer
 from nanochat_lib.evals.judging import (
     Attempt,
     canonical_completions,
@@ -35,7 +35,7 @@ from nanochat_lib.runs import write_atomic
 from nanochat_lib.rust.programs import truncate_completion
 
 if TYPE_CHECKING:  # torch takes three seconds to import
-    from nanochat_lib.model.looplm import LoopLM
+    pass
 
 Log = Callable[[int, dict[str, float]], None]
 Progress = Callable[[int, int, str], None]
@@ -263,42 +263,6 @@ def judge_file(
         **results.failure_tables(rows),
         **results.name_judges(rows),
     }
-
-
-def continuous_evaluator(
-    tasks: list[Task],
-    config: RunConfig,
-    tokenizer_path: Path,
-    *,
-    cache_dir: Path | None = None,
-) -> Callable[[int, LoopLM], dict[str, float]]:
-    """Return `on_eval(step, model)` for a training stage: rates of greedy text on a few tasks.
-
-    The model is packed anew at every call, into the same engine. Greedy text is used because its
-    rates move with the model alone; the rates are over tasks that could be judged.
-    """
-    greedy = config.eval.model_copy(update={"temperature": 0.0})
-    writers: list[Writer] = []
-
-    def on_eval(step: int, model: LoopLM) -> dict[str, float]:
-        if writers:
-            writers[0].engine.reload(model)
-        else:
-            writers.append(make_writer(model, tokenizer_path, config.hardware))
-        attempts = [
-            make_attempt(tasks[i], found)
-            for batch in writers[0].complete([task.prompt for task in tasks], greedy)
-            for i, found in batch
-        ]
-        episodes = judge_attempts(attempts, config, cache_dir=cache_dir)
-        counts = results.count_problem(episodes)
-        return {
-            Metric.COMPILE_RATE: counts.n_compiled / max(counts.n_judged, 1),
-            Metric.PASS_RATE: counts.n_passed / max(counts.n_judged, 1),
-            Metric.N_UNJUDGED: len(episodes) - counts.n_judged,
-        }
-
-    return on_eval
 
 
 def complete_prompt(

@@ -19,6 +19,7 @@ from nanochat_lib.config import PROJECT_ROOT, RunConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint
 from nanochat_lib.publish.card import model_card
+from nanochat_lib.publish.equality import held_out_losses
 from nanochat_lib.publish.gguf_file import BLOCK, write_gguf
 from nanochat_lib.runs import Run, read_run_json, write_atomic
 from nanochat_lib.stages import latest_checkpoint
@@ -28,7 +29,8 @@ def publish(run_dir: Path, config: RunConfig, folder: Path) -> dict[str, Any]:
     """Export the run's model and write card, manifest and checklist.
 
     Returns:
-        The manifest: `files` (name, bytes, sha256) and `checklist` (item, done, where).
+        The manifest: `files` (name, bytes, sha256), `checklist` (item, done, where) and `losses`
+            (held-out bits per byte of the model by every way back).
 
     Raises:
         WorkbenchError: no finished model, or a damaged one.
@@ -49,6 +51,7 @@ def publish(run_dir: Path, config: RunConfig, folder: Path) -> dict[str, Any]:
     write_atomic(folder / "README.md", card)
     write_atomic(folder / "config.json", exported.model_dump_json(indent=1))
     manifest = {"stage": stage, "files": _files(folder), "checklist": checklist(folder, run_dir)}
+    manifest["losses"] = held_out_losses(checkpoint, folder, run_dir / "artifacts/preprocess")
     write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1))
     write_atomic(folder / "summary.json", json.dumps(manifest, indent=1))
     return manifest

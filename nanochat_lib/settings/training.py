@@ -182,6 +182,9 @@ class MaxRLConfig(StageConfig):
     reward_threshold: float = Field(
         0.9, ge=0, le=1, description="reward from which a program counts as a success"
     )
+    adjust_reward_threshold: bool = Field(
+        False, description="raise the threshold while less compiles than targets.compile_rate"
+    )
     levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels of the prompts")
     eval_every: int = Field(6, ge=1, description="updates between held-out evaluations")
     eval_tasks: int = Field(24, ge=1, description="held-out tasks per evaluation")

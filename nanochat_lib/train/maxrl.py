@@ -42,6 +42,7 @@ from nanochat_lib.train.execution import cpu_threads, signals_set
 from nanochat_lib.train.rl.advantage import advantages
 from nanochat_lib.train.rl.policy import Policy
 from nanochat_lib.train.rl.rollouts import Rollout, Sampler, guards, judge, length_guard, rates
+from nanochat_lib.train.watch.continuous import adjust_reward_threshold
 
 STAGE = "maxrl"
 EVAL_SAMPLES = 4  # programs per held-out task
@@ -163,6 +164,7 @@ class _Trainer:
                 self.last_look = rollouts
         main = by_split["held_parameters"]
         self._remember((), {f"held_out_{part}": s for part, s in seconds.items()})
+        self._adjust_threshold(main["compile_rate"])
         if moment != "during":
             self.record[moment] = main | {
                 "by_level": _by_level(self.last_look),
@@ -174,6 +176,14 @@ class _Trainer:
             Metric.HELD_OUT_COMPILE_RATE: main["compile_rate"],
             Metric.HELD_OUT_PASS_RATE: main["pass_rate"],
         }
+
+    def _adjust_threshold(self, compile_rate: float) -> None:
+        """Ask for better programs while too few compile, where the configuration wants that."""
+        plan, target = self.config.maxrl, self.config.targets.compile_rate
+        if plan.adjust_reward_threshold and target is not None:
+            before = self.record.get("reward_threshold", plan.reward_threshold)
+            after = adjust_reward_threshold(before, compile_rate, target)
+            self.record["reward_threshold"] = after
 
     def save(self) -> None:
         """Write a checkpoint that can be resumed; drop the oldest beyond `KEEP_CHECKPOINTS`."""
@@ -212,7 +222,9 @@ class _Trainer:
         seed = stable_seed(self.config.seed, purpose)
         drafts = self.sampler.sample(tasks, n_samples, plan, seed=seed)
         sampled = time.perf_counter()
-        rollouts = judge(drafts, plan, self.config.verify, cache_dir=self.cache_dir)
+        threshold = self.record.get("reward_threshold", plan.reward_threshold)
+        strict = plan.model_copy(update={"reward_threshold": threshold})
+        rollouts = judge(drafts, strict, self.config.verify, cache_dir=self.cache_dir)
         seconds[Metric.GENERATE_S] += sampled - started
         seconds[Metric.VERIFY_S] += time.perf_counter() - sampled
         return rollouts

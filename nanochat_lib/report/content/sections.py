@@ -26,6 +26,7 @@ from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, ga
 from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
 from nanochat_lib.report.content.texts import text_blocks
+from nanochat_lib.report.content.watch import warning_facts, watch_blocks
 from nanochat_lib.report.plots import bars, figures, speed
 from nanochat_lib.report.run_data import RunData, series
 
@@ -145,6 +146,7 @@ def _pretrain_section(run: RunData) -> Section:
             ),
         ),
         *_training_blocks(run),
+        *watch_blocks(run),
     ]
     model = run.config.get("model", {})
     intro = (
@@ -155,8 +157,8 @@ def _pretrain_section(run: RunData) -> Section:
     )
     title = "2 · Pre-training the looped model"
     groups = sample_groups(run, "pretrain", "Free-running samples after pre-training")
-    status = stage_status(run, "pretrain")
-    return Section("pretrain", title, intro, status, blocks, groups=groups)
+    status, facts = stage_status(run, "pretrain"), warning_facts(run)
+    return Section("pretrain", title, intro, status, blocks, facts, groups)
 
 
 def _entropy_blocks(run: RunData, vocab_size: int) -> list[Block]:

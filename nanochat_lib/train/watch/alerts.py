@@ -178,17 +178,18 @@ def _finite(value: float) -> float | None:
 RULES: tuple[Rule, ...] = (
     Rule(
         "exit_entropy / ln R", _exit_entropy_share, "The gate uses one loop only.",
-        ENTROPY_ADVICE, low=0.1, anchor="exit-collapse",
+        ENTROPY_ADVICE, low=0.1, anchor="the-exit-gate-collapsed",
     ),
     Rule(
         "calibration_gap_nats", _metric(Metric.CALIBRATION_GAP),
         "The model is surer (below) or less sure (above) than it is right on held-out text.",
         "below: fewer passes over the data or more of it; above: train longer",
-        low=-0.3, high=0.3, since=0.25,
+        low=-0.3, high=0.3, anchor="the-model-is-too-sure-or-too-unsure", since=0.25,
     ),
     Rule(
         "token_entropy / ln V", _metric(Metric.TOKEN_ENTROPY_SHARE),
-        "The model is certain of nearly every token.", TEXT_ADVICE, low=0.03, anchor="repetition",
+        "The model is certain of nearly every token.", TEXT_ADVICE, low=0.03,
+        anchor="the-policy-repeats-itself",
     ),
     Rule(
         "token_entropy_nats", _metric(Metric.TOKEN_ENTROPY),
@@ -198,11 +199,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "repetition", _metric(Metric.REPETITION), "Free-running text repeats itself.",
-        TEXT_ADVICE, high=0.5, anchor="repetition", since=0.1,
+        TEXT_ADVICE, high=0.5, anchor="the-policy-repeats-itself", since=0.1,
     ),
     Rule(
         "distinct_2", _metric(Metric.DISTINCT_2), "Free-running text has few distinct pairs.",
-        TEXT_ADVICE, low=0.1, anchor="repetition", since=0.1,
+        TEXT_ADVICE, low=0.1, anchor="the-policy-repeats-itself", since=0.1,
     ),
     Rule(
         "zero_fraction", _metric(Metric.ZERO_FRACTION),
@@ -229,7 +230,7 @@ RULES: tuple[Rule, ...] = (
         "matmul_peak_share", _metric(Metric.PEAK_SHARE),
         "Little of this machine's matmul speed reaches the training step.",
         "a larger micro-batch or model, torch.compile with a C++ compiler, bfloat16, fewer "
-        "programs beside it", low=0.04, anchor="slow-cpu",
+        "programs beside it", low=0.04, anchor="slow-cpu-training",
     ),
     Rule(
         "memory share", _memory_share, "Memory is nearly full.",
