@@ -55,7 +55,7 @@ def accumulate(codes: np.ndarray, x_q: np.ndarray, device: Device = SMALL) -> np
         matrix = Matrix(address(packed), address(scale), n, k)
         parts = Codes(*(address(array[first:]) for array in arrays))
         result = Result(None, None, address(out[first:]), n, 0)
-        args = ProductArgs(matrix, parts, Rows(), result, count, width, plan.slots)
+        args = ProductArgs(matrix, parts, Rows(), result, None, count, width, plan.slots)
         products.run_product(shim(), plan, args)
     return out
 

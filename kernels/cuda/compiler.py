@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from ctypes.util import find_library
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from kernels.compile import writable_folder
 
-FILES = ("primitives", "quantize", "product")
+FILES = ("primitives", "quantize", "product", "attention", "sampling", "step")
 _SOURCES = Path(__file__).parent / "source"
 # Without contraction what a GPU computes is what the sources say, and what a CPU computes of them.
 _OPTIONS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v", "--ptxas-options=-warn-spills")
@@ -40,6 +41,11 @@ def source_text() -> str:
     """Return the sources as one text, with the lines of its files for messages."""
     parts = [f'#line 1 "{name}.cu"\n{(_SOURCES / f"{name}.cu").read_text()}' for name in FILES]
     return "\n".join(parts)
+
+
+def kernel_names() -> list[str]:
+    """Return the names of all kernels in the sources."""
+    return re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", source_text())
 
 
 def compile_cubin(arch: int, defines: tuple[str, ...] = ()) -> Cubin:

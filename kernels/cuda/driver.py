@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 
-from kernels.cuda.compiler import CudaUnavailableError, compile_cubin, nvrtc
+from kernels.cuda.compiler import CudaUnavailableError, compile_cubin, kernel_names, nvrtc
 from kernels.cuda.products import Device
 
 OLDEST = 80  # compute capability 8.0: the first with this shape of integer tensor operation
@@ -84,16 +84,16 @@ class Program:
         major, minor = torch.cuda.get_device_capability(index)
         self._cubin = compile_cubin(major * 10 + minor, defines)
         self._context, self._module = ctypes.c_void_p(), ctypes.c_void_p()
-        self._functions: dict[str, ctypes.c_void_p] = {}
         with torch.cuda.device(index):
             torch.zeros(1, device="cuda")  # makes torch's context, which the module belongs to
             _check(_driver().cuCtxGetCurrent(ctypes.byref(self._context)))
             _check(_driver().cuModuleLoadData(ctypes.byref(self._module), self._cubin.code))
+            # All now: loading one while a graph is captured might not be allowed.
+            self._functions = {name: self._load(name) for name in kernel_names()}
 
     def launch(
-        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0,
-        together: bool = False,
-    ) -> None:  # fmt: skip
+        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0
+    ) -> None:
         """Launch the kernel `name` on torch's current stream of this GPU.
 
         Raises:
@@ -104,23 +104,16 @@ class Program:
         sizes = (grid, 1, 1, block, 1, 1, shared, stream)
         _check(_driver().cuCtxPushCurrent_v2(self._context))
         try:
-            if together:
-                function = self._function(name)
-                _check(_driver().cuLaunchCooperativeKernel(function, *sizes, parameters))
-            else:
-                _check(_driver().cuLaunchKernel(self._function(name), *sizes, parameters, None))
+            _check(_driver().cuLaunchKernel(self._functions[name], *sizes, parameters, None))
         finally:
             _driver().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
-    def _function(self, name: str) -> ctypes.c_void_p:
+    def _load(self, name: str) -> ctypes.c_void_p:
         """Look a kernel up, and let its blocks have all shared memory there is."""
-        if name not in self._functions:
-            found = ctypes.c_void_p()
-            _check(_driver().cuModuleGetFunction(ctypes.byref(found), self._module, name.encode()))
-            most = device(self.index).max_shared
-            _check(_driver().cuFuncSetAttribute(found, _MAX_DYNAMIC_SHARED, most))
-            self._functions[name] = found
-        return self._functions[name]
+        found, most = ctypes.c_void_p(), device(self.index).max_shared
+        _check(_driver().cuModuleGetFunction(ctypes.byref(found), self._module, name.encode()))
+        _check(_driver().cuFuncSetAttribute(found, _MAX_DYNAMIC_SHARED, most))
+        return found
 
 
 def _check(status: int) -> None:

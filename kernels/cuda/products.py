@@ -31,10 +31,9 @@ class Launcher(Protocol):
     """What runs kernels: a GPU's driver, or the sources on a CPU."""
 
     def launch(
-        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0,
-        together: bool = False,
-    ) -> None:  # fmt: skip
-        """Run the kernel `name`; `together`: all blocks at the same time."""
+        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0
+    ) -> None:
+        """Run the kernel `name`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _plan(n: int, k: int, tokens: int, device: Device) -> Plan:
 
 def quantize_args(rows: Rows, codes: Codes, width: int, n_rows: int) -> QuantizeArgs:
     """Return the arguments that quantise `n_rows` rows into `codes`."""
-    return QuantizeArgs(rows, codes.x_q, codes.act_scale, codes.x_sum, width, n_rows)
+    return QuantizeArgs(rows, codes.x_q, codes.act_scale, codes.x_sum, None, width, n_rows)
 
 
 def multiply(
@@ -135,7 +134,8 @@ def multiply(
         if plan.kernel != "w2a8_mma_fused":
             launcher.launch("quantize", quantize_args(rows, codes, width, n), n, 256)
         result = Result(address(out[first:]), None, None, matrix.n, 0)
-        run_product(launcher, plan, ProductArgs(matrix, codes, rows, result, n, width, plan.slots))
+        args = ProductArgs(matrix, codes, rows, result, None, n, width, plan.slots)
+        run_product(launcher, plan, args)
 
 
 def run_product(launcher: Launcher, plan: Plan, args: ProductArgs) -> None:

@@ -34,7 +34,7 @@ class QuantizeArgs(ctypes.Structure):
 
     _fields_ = (
         ("rows", Rows), ("codes", Address), ("act_scale", Address), ("x_sum", Address),
-        ("width", Int), ("n_rows", Int),
+        ("n_active", Address), ("width", Int), ("n_rows", Int),
     )  # fmt: skip
 
 
@@ -64,5 +64,88 @@ class ProductArgs(ctypes.Structure):
 
     _fields_ = (
         ("matrix", Matrix), ("codes", Codes), ("rows", Rows), ("result", Result),
-        ("n_tokens", Int), ("width", Int), ("slots", Int),
+        ("n_active", Address), ("n_tokens", Int), ("width", Int), ("slots", Int),
+    )  # fmt: skip
+
+
+class Cache(ctypes.Structure):
+    """Keys and values of all sequences, and how many loops each position ran (attention.cu)."""
+
+    _fields_ = (
+        ("k", Address), ("v", Address), ("depth", Address),
+        ("n_loops", Int), ("n_layers", Int), ("n_kv_heads", Int), ("max_len", Int),
+    )  # fmt: skip
+
+
+class Attention(ctypes.Structure):
+    """What one layer's attention reads and writes besides the cache."""
+
+    _fields_ = (
+        ("qkv", Address), ("rope", Address), ("attended", Address), ("partial", Address),
+        ("arrived", Address), ("active", Address), ("slot", Address), ("position", Address),
+        ("stride", Int), ("n_heads", Int), ("rope_len", Int), ("n_splits", Int),
+    )  # fmt: skip
+
+
+class AttentionArgs(ctypes.Structure):
+    """Arguments of attention and store."""
+
+    _fields_ = (
+        ("attention", Attention), ("cache", Cache), ("n_active", Address),
+        ("loop", Int), ("layer", Int), ("n_rows", Int),
+    )  # fmt: skip
+
+
+class SampleArgs(ctypes.Structure):
+    """Arguments of sample (sampling.cu)."""
+
+    _fields_ = (
+        ("logits", Address), ("probability", Address), ("seed", Address), ("place", Address),
+        ("token", Address), ("entropy", Address),
+        ("n_rows", Int), ("vocab", Int), ("stride", Int), ("top_k", Int),
+        ("temperature", Float), ("top_p", Float),
+    )  # fmt: skip
+
+
+class LeaveArgs(ctypes.Structure):
+    """Arguments of leave: the end of a loop."""
+
+    _fields_ = (
+        ("hidden", Address), ("final", Address), ("norm_weight", Address),
+        ("gate_weight", Address), ("gate_bias", Address), ("survival", Address),
+        ("active", Address), ("n_active", Address), ("exit_loop", Address), ("depth", Address),
+        ("slot", Address), ("position", Address),
+        ("d_model", Int), ("max_len", Int), ("loop", Int), ("n_loops", Int),
+        ("eps", Float), ("threshold", Float),
+    )  # fmt: skip
+
+
+class BeginArgs(ctypes.Structure):
+    """Arguments of begin: tokens to rows (step.cu)."""
+
+    _fields_ = (
+        ("embed", Address), ("hidden", Address), ("survival", Address), ("active", Address),
+        ("n_active", Address), ("token", Address), ("slot", Address), ("position", Address),
+        ("finished", Address), ("depth", Address),
+        ("n_rows", Int), ("d_model", Int), ("max_len", Int), ("n_loops", Int),
+    )  # fmt: skip
+
+
+class HeadArgs(ctypes.Structure):
+    """Arguments of head: hidden states to logits."""
+
+    _fields_ = (
+        ("weight", Address), ("scale", Address), ("hidden", Address), ("logits", Address),
+        ("n_groups", Int), ("d_model", Int), ("n_rows", Int),
+    )  # fmt: skip
+
+
+class AppendArgs(ctypes.Structure):
+    """Arguments of append: what was drawn goes to its sequence."""
+
+    _fields_ = (
+        ("token", Address), ("entropy", Address), ("exit_loop", Address), ("is_stop", Address),
+        ("tokens", Address), ("entropies", Address), ("exit_loops", Address), ("place", Address),
+        ("position", Address), ("finished", Address), ("limit", Address),
+        ("n_rows", Int), ("width", Int), ("max_len", Int),
     )  # fmt: skip

@@ -57,6 +57,6 @@ def accumulate(packed: np.ndarray, x_q: np.ndarray, n_rows: int) -> np.ndarray:
         n = min(plan.n_tokens, B - first)
         part = Codes(address(arrays[1][first:]), address(scale), address(arrays[2][first:]))
         result = Result(None, None, address(out[first:]), n_rows, 0)
-        args = ProductArgs(matrix, part, Rows(), result, n, width, plan.slots)
+        args = ProductArgs(matrix, part, Rows(), result, None, n, width, plan.slots)
         products.run_product(program(0), plan, args)
     return out.cpu().numpy()

@@ -1,9 +1,8 @@
 """Triton kernels of training: absmean codes of weights, rows to int8, and the int8 product.
 
-Importing this module needs triton, which CUDA builds of torch bring; `linear.py` imports it
-only for tensors on a GPU. Without one the tests run these kernels in Triton's interpreter,
-where int8 products are exact, and compile them for GPUs of four generations. Only what 3.6 to
-3.9 have is used.
+Importing this module needs triton, which CUDA builds of torch bring; `linear.py` imports it only
+for tensors on a GPU. Without one the tests run these kernels in Triton's interpreter, where int8
+products are exact, and compile them for six architectures. Only what 3.6 to 3.9 have is used.
 
 `M` rows (tokens), `N` outputs, `K` inputs.
 """

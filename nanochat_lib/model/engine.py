@@ -169,7 +169,7 @@ class Engine:
         Raises:
             WorkbenchError: an argument is out of range.
         """
-        self._check(prompts, max_new_tokens, temperature, (top_k, top_p), exit_threshold)
+        self.check(prompts, max_new_tokens, temperature, (top_k, top_p), exit_threshold)
         if exit_threshold < 1 and self._options.draft.loops:
             raise WorkbenchError(
                 f"exit_threshold {exit_threshold} leaves loops early, but this engine drafts and "
@@ -182,7 +182,7 @@ class Engine:
             starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
             owners=np.repeat(np.arange(len(prompts)), list(map(len, prompts))),
             twins=_twins(prompts),
-            seeds=_seeds(seed, len(prompts)),
+            seeds=seeds_of(seed, len(prompts)),
             is_stop=np.isin(np.arange(self.config.vocab_size), list(stop_ids)),
             tokens=np.zeros((len(prompts), max_new_tokens), np.int64),
             exit_loops=np.zeros((len(prompts), max_new_tokens), np.int64),
@@ -213,7 +213,7 @@ class Engine:
         self, tokens: Sequence[int], *, n_loops: int | None = None, exit_threshold: float = 1.0
     ) -> np.ndarray:
         """Return the logits float32 (T, V) after every token of one sequence."""
-        self._check([tokens], 1, 0.0, (0, 1.0), exit_threshold)
+        self.check([tokens], 1, 0.0, (0, 1.0), exit_threshold)
         shape, ids = self._shape._replace(n_loops=n_loops or self._shape.n_loops), np.array(tokens)
         if not 1 <= shape.n_loops <= self.config.n_loops:
             raise WorkbenchError(f"n_loops {n_loops} is not within 1 to {self.config.n_loops}.")
@@ -289,7 +289,7 @@ class Engine:
             self._team = team_states(self._states[0], size)
         return self._team
 
-    def _check(
+    def check(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
@@ -297,6 +297,7 @@ class Engine:
         top: tuple[int, float],
         exit_threshold: float,
     ) -> None:
+        """Raise WorkbenchError unless `generate` can take these arguments."""
         vocab_size, (top_k, top_p) = self.config.vocab_size, top
         for number, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= self.max_seq_len:
@@ -374,7 +375,7 @@ def _twins(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return found
 
 
-def _seeds(seed: int | Sequence[int], n: int) -> np.ndarray:
+def seeds_of(seed: int | Sequence[int], n: int) -> np.ndarray:
     """Return one 64-bit seed per prompt; the hash keeps neighbouring seeds apart."""
     if isinstance(seed, Sequence | np.ndarray):
         seeds = [int(value) + 1 for value in seed]

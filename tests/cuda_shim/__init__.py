@@ -40,11 +40,10 @@ class Shim:
             )
 
     def launch(
-        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0,
-        together: bool = False,
-    ) -> None:  # fmt: skip
+        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0
+    ) -> None:
         """Run one kernel to its end."""
-        sizes = (ctypes.c_int * 5)(grid, block, shared, together, self.seed)
+        sizes = (ctypes.c_int * 4)(grid, block, shared, self.seed)
         run = getattr(self.library, f"run_{name}")
         run.restype = ctypes.c_char_p
         trouble = run(ctypes.byref(args), sizes)

@@ -69,7 +69,6 @@ static ucontext_t shim_main;
 static shim_index blockDim, gridDim;
 static void (*shim_body)(const void*);
 static const void* shim_arguments;
-static long shim_spins;  // since something was reached
 static std::minstd_rand shim_random;
 static int shim_laggard;  // a warp of every block
 static std::vector<std::pair<uintptr_t, uintptr_t>> shim_allowed;
@@ -88,10 +87,9 @@ static char shim_message[200];
     std::abort();
 }
 
-// Let another fiber go on; `from`, unless null, waits for nothing but its turn.
-inline void shim_switch(ShimFiber* from) {
+// Let another fiber go on.
+inline void shim_switch() {
     ShimFiber* leaving = shim_me;
-    if (from) shim_ready.push_back(from);
     if (shim_ready.empty()) {
         if (shim_unfinished) shim_fail("a barrier is missed by some of its threads");
         setcontext(&shim_main);
@@ -103,17 +101,16 @@ inline void shim_switch(ShimFiber* from) {
     shim_me = shim_ready[at];
     shim_ready[at] = shim_ready.back();
     shim_ready.pop_back();
-    if (shim_me != leaving) swapcontext(&leaving->context, &shim_me->context);
+    swapcontext(&leaving->context, &shim_me->context);
 }
 
 inline void shim_wait(ShimBarrier& barrier) {
     if ((int)barrier.waiting.size() + 1 == barrier.members) {
         shim_ready.insert(shim_ready.end(), barrier.waiting.begin(), barrier.waiting.end());
         barrier.waiting.clear();
-        shim_spins = 0;
     } else {
         barrier.waiting.push_back(shim_me);
-        shim_switch(nullptr);
+        shim_switch();
     }
 }
 
@@ -134,11 +131,6 @@ T* shim_shared(int site) { return &shim_static<T>(site); }
 inline void __syncthreads() { shim_wait(shim_me->in->barrier); }
 inline void __syncwarp() { shim_wait(shim_warp().barrier); }
 inline void __threadfence() {}
-inline void wait_a_little() {
-    if (++shim_spins > 10000000) shim_fail("a wait that never ends");
-    shim_switch(shim_me);
-}
-
 // Values go through two boxes in turn: a lane cannot be two exchanges ahead of another.
 template <class T>
 T shim_exchange(T value, int from) {
@@ -190,7 +182,6 @@ inline uint4 load_once(const uint4* at) {
     return *at;
 }
 inline void prefetch(const void*) {}
-inline unsigned load_acquire(const unsigned* at) { return *(volatile const unsigned*)at; }
 inline float from_half(unsigned short bits) {
     _Float16 value;
     std::memcpy(&value, &bits, 2);
@@ -226,24 +217,22 @@ inline void mma(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
 
 inline void shim_start() {
     shim_body(shim_arguments);
-    shim_spins = 0;
     --shim_unfinished;
-    shim_switch(nullptr);
+    shim_switch();
 }
 
-// Run a grid: block after block, or all at once when blocks wait for each other.
+// Run a grid, block after block.
 inline const char* shim_run(void (*body)(const void*), const void* arguments, const int* sizes) {
     const int grid = sizes[0], block = sizes[1], n_shared = sizes[2];
-    const bool together = sizes[3];
     constexpr int STACK = 64 << 10, GUARD = 16;
     auto& random = shim_random;
-    random.seed(sizes[4]);
+    random.seed(sizes[3]);
     shim_laggard = random() % (block / 32);
     gridDim.x = grid;
     blockDim.x = block;
     shim_body = body;
     shim_arguments = arguments;
-    const int at_once = together ? grid : 1;
+    constexpr int at_once = 1;
     for (int first = 0; first < grid; first += at_once) {
         std::vector<ShimBlock> blocks(at_once);
         std::vector<ShimFiber> fibers((size_t)at_once * block);
@@ -273,7 +262,7 @@ inline const char* shim_run(void (*body)(const void*), const void* arguments, co
         }
         std::vector<std::vector<uint4>> before;
         for (ShimBlock& in : blocks) before.emplace_back(in.shared.end() - GUARD, in.shared.end());
-        shim_spins = shim_message[0] = 0;
+        shim_message[0] = 0;
         shim_unfinished = shim_ready.size();
         shim_me = shim_ready.back();
         shim_ready.pop_back();

@@ -1,4 +1,4 @@
-// What the kernels stand on: wide loads, the tensor core, warps, and a barrier of the whole grid.
+// What the kernels stand on: wide loads, the tensor core, and warps.
 //
 // The sources are compiled as one text by NVRTC, without a header. Only this file holds assembly,
 // so that a CPU can run the others: tests/cuda_shim defines the same functions in C++ instead.
@@ -43,14 +43,6 @@ __device__ __forceinline__ unsigned short to_half(float value) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
-
-__device__ __forceinline__ unsigned load_acquire(const unsigned* at) {
-    unsigned value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-    return value;
-}
-
-__device__ __forceinline__ void wait_a_little() {}
 #endif
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -88,25 +80,7 @@ __device__ __forceinline__ float exp32(float x) {
     return power * __int_as_float(((int)n + 127) << 23);
 }
 
-// Wait for all blocks of the grid, which must run at the same time (a cooperative launch). gate[0]
-// counts arrivals and gate[1] rounds; it is as it was when the last block has passed.
-__device__ __forceinline__ void arrive(unsigned* gate, unsigned& round) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        round = load_acquire(gate + 1);
-        __threadfence();
-        if (atomicAdd(gate, 1u) == gridDim.x - 1) {
-            gate[0] = 0;
-            __threadfence();
-            atomicAdd(gate + 1, 1u);
-        }
-    }
-}
-
-__device__ __forceinline__ void wait_for_all(const unsigned* gate, unsigned round) {
-    if (threadIdx.x == 0) {
-        while (load_acquire(gate + 1) == round) wait_a_little();
-        __threadfence();
-    }
-    __syncthreads();
+// Rows that a kernel works on: as many as are still in the loops, when somebody counts them.
+__device__ __forceinline__ int live(int n, const int* n_active) {
+    return n_active ? min(n, *n_active) : n;
 }

@@ -38,6 +38,7 @@ struct ProductArgs {
     Codes codes;
     Rows rows;   // where activations come from when they are quantised here
     Result result;
+    const int* n_active;  // null, or how many of n_tokens there are
     int n_tokens, width;  // tokens; bytes of a row of codes, see codes_width in Python
     int slots;            // units that a block works on at once, a divisor of its warps
 };
@@ -172,7 +173,9 @@ __device__ __forceinline__ void ask_for(const Matrix& matrix) {
 
 // Do this block's share of a product. KIND below 0 takes args.codes, else rows are quantised here.
 template <int NB, int KIND>
-__device__ void product(const ProductArgs& args) {
+__device__ __forceinline__ void product(const ProductArgs& given) {
+    ProductArgs args = given;
+    args.n_tokens = live(given.n_tokens, given.n_active);
     signed char* codes = (signed char*)dynamic_shared;
     const int B = args.n_tokens, n_all = (args.matrix.n + 15) / 16;
     float* act_scale = (float*)(codes + (NB == 1 ? B : NB * 8) * args.width);
@@ -180,7 +183,7 @@ __device__ void product(const ProductArgs& args) {
     int* totals = x_sum + B;
     const int first = share_begin(n_all, blockIdx.x);
     const int n_units = share_begin(n_all, blockIdx.x + 1) - first;
-    if (n_units == 0) return;
+    if (n_units == 0 || B == 0) return;
     ask_for(args.matrix);
     if constexpr (KIND < 0) {
         const uint4* from = (const uint4*)args.codes.x_q;

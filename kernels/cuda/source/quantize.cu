@@ -106,12 +106,14 @@ struct QuantizeArgs {
     signed char* codes;  // (B, width)
     float* act_scale;    // (B,)
     int* x_sum;          // (B,)
+    const int* n_active; // null, or how many of n_rows there are
     int width, n_rows;
 };
 
 template <int KIND>
 __device__ __forceinline__ void quantize_share(const QuantizeArgs& args) {
-    for (int i = blockIdx.x; i < args.n_rows; i += gridDim.x) {
+    const int n_rows = live(args.n_rows, args.n_active);
+    for (int i = blockIdx.x; i < n_rows; i += gridDim.x) {
         Rows one = args.rows;
         one.x = row_of(args.rows, i);
         one.index = nullptr;

@@ -1,0 +1,237 @@
+// The end of a decode step: leaving loops, and the next token, both without asking the host.
+//
+// The arithmetic is that of nanochat_lib/model/decoding: the same random numbers by hashing the
+// sequence's seed and place, ties kept, the same bisection over bit patterns. Sums run in another
+// order and in float32, so a draw may differ where two tokens meet within rounding.
+
+struct Scratch {
+    float values[MAX_WARPS];
+    int counts[MAX_WARPS];
+};
+
+// Sums over the block, for all threads; `values` before and after must be passed by all.
+__device__ __forceinline__ float block_sum(float value) {
+    STATIC_SHARED(Scratch, scratch);
+    const int warp = warp_id();
+    value = warp_sum(value);
+    __syncthreads();
+    if (lane_id() == 0) scratch.values[warp] = value;
+    __syncthreads();
+    value = 0;
+    for (int i = 0; i < n_warps(); ++i) value += scratch.values[i];
+    return value;
+}
+
+__device__ __forceinline__ int block_sum(int value) {
+    STATIC_SHARED(Scratch, scratch);
+    const int warp = warp_id();
+    value = warp_sum(value);
+    __syncthreads();
+    if (lane_id() == 0) scratch.counts[warp] = value;
+    __syncthreads();
+    value = 0;
+    for (int i = 0; i < n_warps(); ++i) value += scratch.counts[i];
+    return value;
+}
+
+// The largest value and the first place of it.
+struct Best {
+    float value;
+    int at;
+};
+
+__device__ __forceinline__ Best better(Best a, Best b) {
+    return b.value > a.value || (b.value == a.value && b.at < a.at) ? b : a;
+}
+
+__device__ __forceinline__ Best block_best(Best best) {
+    STATIC_SHARED(Scratch, scratch);
+    const int warp = warp_id();
+    for (int step = 16; step; step >>= 1) {
+        const float value = __shfl_xor_sync(ALL_LANES, best.value, step);
+        best = better(best, {value, __shfl_xor_sync(ALL_LANES, best.at, step)});
+    }
+    __syncthreads();
+    if (lane_id() == 0) {
+        scratch.values[warp] = best.value;
+        scratch.counts[warp] = best.at;
+    }
+    __syncthreads();
+    for (int i = 0; i < n_warps(); ++i) best = better(best, {scratch.values[i], scratch.counts[i]});
+    return best;
+}
+
+// splitmix64 of (seed, counter) in [0, 1), as sampling.py has it; 24 bits are what a float holds.
+__device__ __forceinline__ float uniform(unsigned long long seed, int counter) {
+    unsigned long long state = seed + (counter + 1ull) * 0x9E3779B97F4A7C15ull;
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9ull;
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EBull;
+    state = state ^ (state >> 31);
+    return (float)(state >> 40) * (1.0f / 16777216.0f);
+}
+
+// The largest bound that at least `wanted` of the values reach, counted or by their sum.
+__device__ __forceinline__ float border(const float* values, int n, bool counts, float wanted) {
+    int low = 0, high = 0x3F800000;  // 0 and 1: bits of such floats are in order
+    while (low < high) {
+        const int middle = low + (high - low + 1) / 2;
+        float mass = 0;
+        int count = 0;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
+            if (__float_as_int(values[i]) >= middle) {
+                mass += values[i];
+                ++count;
+            }
+        }
+        if ((counts ? (float)block_sum(count) : block_sum(mass)) >= wanted) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return __int_as_float(low);
+}
+
+struct SampleArgs {
+    const float* logits;             // (rows, stride)
+    float* probability;              // (rows, vocab), scratch
+    const unsigned long long* seed;  // (rows,)
+    const int* place;                // (rows,) tokens that the sequence has so far
+    int* token;                      // (rows,) out
+    float* entropy;                  // (rows,) out: nats at temperature 1
+    int n_rows, vocab, stride, top_k;
+    float temperature, top_p;
+};
+
+// Draw from values that sum to `total`: each thread owns a run of tokens, in order.
+__device__ __forceinline__ int draw(const float* values, int n, float chance) {
+    float* runs = (float*)dynamic_shared;  // one sum for each thread
+    const int length = (n + blockDim.x - 1) / blockDim.x;
+    const int begin = min(n, (int)threadIdx.x * length), end = min(n, begin + length);
+    float sum = 0;
+    for (int i = begin; i < end; ++i) sum += values[i];
+    runs[threadIdx.x] = sum;
+    __syncthreads();
+    Best found = {-1.0f, 0};  // the one thread that holds the token, or the last with any mass
+    if (threadIdx.x == 0) {
+        float total = 0;
+        for (int i = 0; i < blockDim.x; ++i) total += runs[i];
+        float left = chance * total;
+        int run = 0;
+        for (int i = 0; i < blockDim.x; ++i) {
+            if (runs[i] > 0) run = i;
+            if (runs[i] > 0 && left < runs[i]) break;
+            left -= runs[i];
+        }
+        int last = run * length;
+        for (int i = last; i < min(n, (run + 1) * length); ++i) {
+            if (values[i] <= 0) continue;
+            last = i;
+            left -= values[i];
+            if (left < 0) break;
+        }
+        found = {1.0f, last};
+    }
+    return block_best(found).at;
+}
+
+extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) {
+    const int row = blockIdx.x, n = args.vocab;
+    const float* logits = args.logits + (long long)row * args.stride;
+    float* probability = args.probability + (long long)row * n;
+    Best best = {-3.4e38f, n};
+    for (int i = threadIdx.x; i < n; i += blockDim.x) best = better(best, {logits[i], i});
+    best = block_best(best);
+    float total = 0, weighted = 0, mass = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const float above = logits[i] - best.value, chance = exp32(above);
+        total += chance;
+        weighted += chance * above;
+        probability[i] = args.temperature > 0 ? exp32(above * (1 / args.temperature)) : 0;
+        mass += probability[i];
+    }
+    total = block_sum(total);
+    weighted = block_sum(weighted);
+    int token = best.at;
+    if (args.temperature > 0) {
+        float lowest = 0;
+        if (args.top_k > 0 && args.top_k < n) lowest = border(probability, n, true, args.top_k);
+        if (args.top_p < 1) {
+            mass = 0;
+            for (int i = threadIdx.x; i < n; i += blockDim.x) {
+                if (probability[i] < lowest) probability[i] = 0;
+                mass += probability[i];
+            }
+            mass = block_sum(mass);
+            lowest = fmaxf(lowest, border(probability, n, false, args.top_p * mass));
+        }
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
+            if (probability[i] < lowest) probability[i] = 0;
+        }
+        __syncthreads();
+        token = draw(probability, n, uniform(args.seed[row], args.place[row]));
+    }
+    if (threadIdx.x == 0) {
+        args.token[row] = token;
+        args.entropy[row] = logf(total) - weighted / total;
+    }
+}
+
+struct LeaveArgs {
+    float* hidden;             // (rows, D) in place: after the final norm
+    float* final;              // (rows, D) of rows that leave
+    const float* norm_weight;  // (D,)
+    const float* gate_weight;  // (D,)
+    const float* gate_bias;    // (1,)
+    float* survival;           // (rows,)
+    int* active;               // (rows,) in and out: who stays, in order
+    int* n_active;             // (1,)
+    int* exit_loop;            // (rows,) loops run, from 1
+    unsigned char* depth;      // (S, T), as attention reads it
+    const int *slot, *position;
+    int d_model, max_len, loop, n_loops;
+    float eps, threshold;      // above 1: nobody leaves before the last loop
+};
+
+// The end of a loop: norm, exit gate, and a new list of rows that go on. One block does it all.
+extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
+    STATIC_SHARED(Scratch, stays);
+    const int n_active = args.n_active[0], warp = warp_id(), D = args.d_model;
+    for (int i = warp; i < n_active; i += n_warps()) {
+        const int row = args.active[i];
+        float* hidden = args.hidden + (long long)row * D;
+        float squares = 0, gate = 0;
+        for (int k = lane_id(); k < D; k += 32) squares = fmaf(hidden[k], hidden[k], squares);
+        const float inverse = 1.0f / sqrtf(warp_sum(squares) / D + args.eps);
+        for (int k = lane_id(); k < D; k += 32) {
+            hidden[k] = hidden[k] * inverse * args.norm_weight[k];
+            gate = fmaf(hidden[k], args.gate_weight[k], gate);
+        }
+        gate = warp_sum(gate) + args.gate_bias[0];
+        const float survival = args.survival[row] * (1.0f - 1.0f / (1.0f + exp32(-gate)));
+        const bool is_last = args.loop + 1 == args.n_loops;
+        const bool leaves = is_last || (args.threshold <= 1 && 1.0f - survival >= args.threshold);
+        if (leaves) {
+            float* final = args.final + (long long)row * D;
+            for (int k = lane_id(); k < D; k += 32) final[k] = hidden[k];
+        }
+        __syncwarp();
+        if (lane_id() == 0) {
+            stays.counts[i] = leaves ? -1 : row;
+            args.survival[row] = survival;
+            if (leaves) {
+                args.exit_loop[row] = args.loop + 1;
+                args.depth[(long long)args.slot[row] * args.max_len + args.position[row]] =
+                    (unsigned char)(args.loop + 1);
+            }
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int n = 0;
+        for (int i = 0; i < n_active; ++i) {
+            if (stays.counts[i] >= 0) args.active[n++] = stays.counts[i];
+        }
+        args.n_active[0] = n;
+    }
+}

@@ -1,0 +1,69 @@
+"""How fast a GPU decodes: `python -m nanochat_lib.publish.decode_gpu --out FILE.json`.
+
+A random model of about 300 M stored parameters and four loops (texts are noise, costs are real),
+one sequence and 32, all loops, 512 tokens after a prompt of 16. Target: 3,000 tokens a second for
+one sequence on an H200. Without a GPU it says why, and ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernels.cuda.driver import why_unavailable
+from nanochat_lib.config import ModelConfig
+from nanochat_lib.hardware.planner import count_parameters
+
+CONFIG = ModelConfig(
+    vocab_size=16384, d_model=2048, n_layers=5, n_loops=4, n_heads=16, n_kv_heads=4, d_ff=6144,
+    max_seq_len=1024,
+)  # fmt: skip
+N_TOKENS, N_REPEATS = 512, 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write tokens a second; 1 when there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="file for the numbers")
+    out = parser.parse_args(arguments).out
+    if reason := why_unavailable():
+        print(f"Nothing was measured: {reason}.", file=sys.stderr)
+        return 1
+    import torch
+
+    from nanochat_lib.model.looplm import LoopLM
+
+    report = {
+        "gpu": torch.cuda.get_device_name(),
+        "date": time.strftime("%Y-%m-%d"),
+        "stored_parameters": count_parameters(CONFIG).stored,
+        "tokens_per_s": {str(n): _tokens_per_s(LoopLM(CONFIG), n) for n in (1, 32)},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1))
+    return 0
+
+
+def _tokens_per_s(model: object, n_sequences: int) -> float:
+    """Return the median over repeats; prompts and the capture of the graph are in the time."""
+    from nanochat_lib.model.engine_gpu import GpuEngine
+
+    engine, found = GpuEngine.from_model(model, max_batch=n_sequences), []
+    for _ in range(N_REPEATS + 1):
+        start = time.perf_counter()
+        texts = engine.generate(
+            [list(range(1, 17))] * n_sequences, max_new_tokens=N_TOKENS, temperature=1.0
+        )
+        n_tokens = sum(len(text.tokens) for text in texts)
+        found.append(n_tokens / (time.perf_counter() - start))
+    return statistics.median(found[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
