@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_looplm import TINY, trained_like
 
-from nanochat_lib.config import PROJECT_ROOT
+from nanochat_lib.config import PROJECT_ROOT, load_profile
 from nanochat_lib.data.shards import write_index, write_shard
 from nanochat_lib.data.tinyrust.generate import generate
 from nanochat_lib.data.tokenizer import load_tokenizer, train_tokenizer
@@ -21,7 +21,7 @@ from nanochat_lib.records import as_row
 from nanochat_lib.studies import exits, tables
 from nanochat_lib.studies.kv_sharing import decoded_loss
 from nanochat_lib.studies.notebook import open_study
-from nanochat_lib.studies.plan import BASE, STUDIES, arm_config
+from nanochat_lib.studies.plan import BASE_PROFILE, D_MODEL, STEPS, STUDIES, arm_config
 from nanochat_lib.train.objective import token_statistics
 
 SMALL = {
@@ -151,8 +151,10 @@ def test_every_arm_has_a_configuration_of_its_own(name):
     assert all(key.split(".")[0] in ("model", "pretrain") for arm in arms for key in arm.settings)
 
 
-def test_base_keeps_every_arm_at_one_number_type():
-    assert BASE["pretrain.dtype"] != "auto"
+def test_the_base_is_what_the_arms_take_it_for():
+    base = load_profile(str(BASE_PROFILE))
+    assert (base.pretrain.total_steps, base.model.d_model) == (STEPS, D_MODEL)
+    assert base.pretrain.dtype != "auto"
 
 
 def test_a_study_without_tokens_says_what_to_run(tmp_path):

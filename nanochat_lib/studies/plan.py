@@ -11,41 +11,19 @@ BitNet b1.58 (arXiv 2402.17764), Muon from K. Jordan 2024, the |gap| penalty fro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nanochat_lib.config import RunConfig, load_profile
 
-STEPS = 1000
-BASE: dict[str, Any] = {
-    "model.vocab_size": 1024,
-    "model.d_model": 128,
-    "model.n_layers": 2,
-    "model.n_loops": 2,
-    "model.d_ff": 384,
-    "model.max_seq_len": 128,
-    "pretrain.total_steps": STEPS,
-    "pretrain.batch_size": 8,
-    "pretrain.micro_batch_size": 8,
-    "pretrain.seq_len": 128,
-    "pretrain.tinyrust_share": 0.65,
-    "pretrain.gate_steps": 24,
-    "pretrain.eval_every": 250,
-    "pretrain.checkpoint_every": 250,
-    "pretrain.keep_checkpoints": 1,
-    "pretrain.free_text_tokens": 0,
-    "pretrain.held_out_kib": 128,
-    "pretrain.dtype": "bfloat16",  # "auto" times the machine, and arms could differ by its noise
-    "pretrain.compile": "on",
-    "eval.temperature": 0.0,
-    "eval.max_tasks": 160,
-    "eval.max_new_tokens": 96,
-    "hardware.cpu_threads": 1,
-}
+BASE_PROFILE = Path(__file__).with_name("base.toml")
+STEPS = 1000  # of the base
+D_MODEL = 128  # of the base
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: a name and the settings in which it differs from `BASE`."""
+    """One side of a comparison: a name and the settings in which it differs from the base."""
 
     name: str
     settings: dict[str, Any]
@@ -61,11 +39,11 @@ class Study:
 
 
 def shape(
-    n_layers: int, n_loops: int, d_model: int = 128, *, steps: int = STEPS, **more: Any
+    n_layers: int, n_loops: int, d_model: int = D_MODEL, *, steps: int = STEPS, **more: Any
 ) -> Arm:
     """Return an arm of `n_layers` stored layers run `n_loops` times."""
     name = f"{n_layers} layers x {n_loops} loops" if n_loops > 1 else f"{n_layers} layers"
-    name += "" if d_model == BASE["model.d_model"] else f", d = {d_model}"
+    name += "" if d_model == D_MODEL else f", d = {d_model}"
     name += "" if steps == STEPS else f", {steps / STEPS:g} x tokens"
     settings = {
         "model.n_layers": n_layers,
@@ -159,5 +137,5 @@ STUDIES: dict[str, Study] = {
 
 def arm_config(arm: Arm, seed: int, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Return the configuration of an arm and seed; `overrides` win over both."""
-    settings = BASE | arm.settings | {"seed": seed} | (overrides or {})
-    return load_profile("laptop", settings)
+    settings = arm.settings | {"seed": seed} | (overrides or {})
+    return load_profile(str(BASE_PROFILE), settings)
