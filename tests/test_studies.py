@@ -18,7 +18,7 @@ from nanochat_lib.data.tokenizer import load_tokenizer, train_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.records import as_row
-from nanochat_lib.studies import exits, tables
+from nanochat_lib.studies import exits, figures, tables
 from nanochat_lib.studies.kv_sharing import decoded_loss
 from nanochat_lib.studies.notebook import open_study
 from nanochat_lib.studies.plan import BASE_PROFILE, D_MODEL, STEPS, STUDIES, arm_config
@@ -207,3 +207,21 @@ def test_every_notebook_of_a_study_runs(name, data_run, tmp_path):
     if name == "sizes":  # the arms differ in what SMALL would make equal
         parameters["overrides"] = {k: v for k, v in SMALL.items() if "d_" not in k}
     papermill.execute_notebook(source, tmp_path / "out.ipynb", parameters=parameters)
+
+
+def test_exit_rules_are_drawn_by_their_mean_over_seeds():
+    rows = pl.DataFrame(
+        {
+            "arm": "4 loops",
+            "seed": [0, 0, 1, 1],
+            "rule": "trained gate",
+            "level": [0.3, 0.9, 0.3, 0.9],
+            "mean_depth": [1.0, 3.0, 2.0, 4.0],
+            "loss": [3.0, 2.0, 4.0, 3.0],
+        }
+    )
+    (line,) = figures.over_depth(rows, "loss", "Loss over mean depth").data
+    assert list(line.x) == [1.5, 3.5]
+    assert list(line.y) == [3.5, 2.5]
+    missing = figures.over_depth(rows, "compile_rate", "Compile rate").layout.annotations
+    assert "Not measured" in missing[0].text

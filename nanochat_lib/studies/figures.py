@@ -59,7 +59,8 @@ def over_depth(rows: pl.DataFrame, value: str, title: str) -> go.Figure:
     figure = base_figure(title, "mean loops per token", value.replace("_", " "))
     for i, ((rule,), group) in enumerate(rows.group_by("rule", maintain_order=True)):
         number = pl.int_range(pl.len()).over("arm", "seed")  # levels are quantiles: not equal
-        line = group.with_columns(step=number).group_by("step").mean().sort("mean_depth")
+        steps = group.with_columns(step=number).group_by("step")
+        line = steps.agg(pl.col("mean_depth", value).mean()).sort("mean_depth")
         figure.add_scatter(
             x=line["mean_depth"].to_list(),
             y=line[value].to_list(),
