@@ -225,3 +225,12 @@ def test_exit_rules_are_drawn_by_their_mean_over_seeds():
     assert list(line.y) == [3.5, 2.5]
     missing = figures.over_depth(rows, "compile_rate", "Compile rate").layout.annotations
     assert "Not measured" in missing[0].text
+
+
+def test_a_bar_of_one_seed_has_no_interval():
+    rows = pl.DataFrame(
+        {"arm": ["a", "b", "b"], "seed": [0, 0, 1], "bits_per_byte": [1.0, 0.1, 0.5]}
+    )
+    one, two = figures.arms(rows, "bits_per_byte").data
+    assert one.error_x.array is None
+    assert two.x[0] - two.error_x.arrayminus[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -25,8 +26,12 @@ def arms(rows: pl.DataFrame, measure: str) -> go.Figure:
     bars = []
     for (arm,), group in rows.group_by("arm", maintain_order=True):
         mean, half = mean_interval(group[measure].drop_nulls().to_list())
+        if math.isnan(half):  # one seed
+            bars.append(Bar(arm, mean, f"{mean:.3f}, {len(group)} seed"))
+            continue
         text = f"{mean:.3f} ± {half:.3f}, {len(group)} seeds"
-        bars.append(Bar(arm, mean, text, "blue", (mean - half, mean + half)))
+        span = (max(0.0, mean - half), mean + half)  # nothing measured here is negative
+        bars.append(Bar(arm, mean, text, "blue", span))
     return horizontal_bars(bars, title=MEASURES[measure], unit=MEASURES[measure])
 
 
