@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
@@ -142,26 +143,39 @@ def _run_stage(
 def _execute(
     run: Run, stage: Stage, parameters: dict[str, Any], failure: list[BaseException]
 ) -> None:
-    """Run one notebook by papermill; what it raises is handed to the main thread."""
+    """Run a stage's notebook; what it raises is handed to the main thread."""
+    try:
+        execute_notebook(
+            NOTEBOOK_DIR / stage.notebook,
+            run.dir / "notebooks" / stage.notebook,
+            {**parameters, "run_id": run.run_id, "runs_dir": str(run.dir.parent)},
+        )
+    except BaseException as error:  # the outermost loop of a stage: recorded, raised by _settle
+        failure.append(error)
+
+
+def execute_notebook(source: Path, executed: Path, parameters: dict[str, Any]) -> None:
+    """Run one notebook by papermill and write it, with its outputs, to `executed`.
+
+    Raises:
+        papermill.PapermillExecutionError: what a cell raised.
+    """
     import papermill
     from traitlets.config import Config
 
-    try:
-        # ipc sockets in a folder of their own: no port is opened, and parallel runs cannot take
-        # each other's (by default they are all called kernel-ipc-1 in the current folder)
-        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
-            ipc = {"transport": "ipc", "ip": f"{sockets}/s"}
-            papermill.execute_notebook(
-                NOTEBOOK_DIR / stage.notebook,
-                run.dir / "notebooks" / stage.notebook,
-                parameters={**parameters, "run_id": run.run_id, "runs_dir": str(run.dir.parent)},
-                kernel_name="python3",
-                progress_bar=False,
-                store_widget_state=False,
-                config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
-            )
-    except BaseException as error:  # the outermost loop of a stage: recorded, raised by _settle
-        failure.append(error)
+    # ipc sockets in a folder of their own: no port is opened, and parallel runs cannot take each
+    # other's (by default they are all called kernel-ipc-1 in the current folder)
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        ipc = {"transport": "ipc", "ip": f"{sockets}/s"}
+        papermill.execute_notebook(
+            source,
+            executed,
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            store_widget_state=False,
+            config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
+        )
 
 
 def _settle(run: Run, stage: Stage, failure: list[BaseException], *, was_interrupted: bool) -> None:

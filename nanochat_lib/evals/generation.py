@@ -19,6 +19,7 @@ from nanochat_lib.errors import WorkbenchError
 if TYPE_CHECKING:  # torch takes three seconds to import: only who opens a model pays for it
     from tokenizers import Tokenizer
 
+    from nanochat_lib.model.checkpoint import Checkpoint
     from nanochat_lib.model.engine import Engine, Generation
     from nanochat_lib.model.looplm import LoopLM
 
@@ -86,7 +87,13 @@ class Writer:
 
 
 def open_writer(checkpoint: Path, hardware: HardwareConfig) -> Writer:
-    """Load a checkpoint folder and pack it for decoding.
+    """Load a checkpoint folder and pack it for decoding; errors as in `load_with_tokenizer`."""
+    loaded = load_with_tokenizer(checkpoint)
+    return make_writer(loaded.model, loaded.tokenizer_path, hardware)
+
+
+def load_with_tokenizer(checkpoint: Path) -> Checkpoint:
+    """Load a checkpoint folder whose `tokenizer_path` is there.
 
     Raises:
         WorkbenchError: the checkpoint is damaged, or holds no tokenizer.
@@ -99,7 +106,7 @@ def open_writer(checkpoint: Path, hardware: HardwareConfig) -> Writer:
             f"The checkpoint {checkpoint} holds no tokenizer.json, so its tokens have no meaning: "
             "evaluate a folder that a training stage wrote."
         )
-    return make_writer(loaded.model, loaded.tokenizer_path, hardware)
+    return loaded
 
 
 def make_writer(model: LoopLM, tokenizer_path: Path, hardware: HardwareConfig) -> Writer:

@@ -13,6 +13,7 @@ from typing import Any
 
 from nanochat_lib.config import PROJECT_ROOT
 from nanochat_lib.errors import WorkbenchError, nearest
+from nanochat_lib.pipeline import execute_notebook
 from nanochat_lib.report.pages.notebook import export_notebook
 from nanochat_lib.runs import REPORTS_DIR
 from nanochat_lib.studies.plan import STUDIES, Study
@@ -83,9 +84,7 @@ def run_notebook(name: str, parameters: dict[str, Any]) -> Path:
     Raises:
         WorkbenchError: no such study; what the notebook raised.
     """
-    import papermill
     from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
 
     source = NOTEBOOKS / f"{name}.ipynb"
     known = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -93,17 +92,8 @@ def run_notebook(name: str, parameters: dict[str, Any]) -> Path:
         raise WorkbenchError(f"There is no notebook of a study {name!r}.{nearest(name, known)}")
     STUDIES_DIR.mkdir(parents=True, exist_ok=True)
     executed, page = STUDIES_DIR / f"{name}.ipynb", STUDIES_DIR / f"{name}.html"
-    ipc = {"transport": "ipc"}  # no TCP port is opened
     try:
-        papermill.execute_notebook(
-            source,
-            executed,
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            store_widget_state=False,
-            config=Config({"KernelManager": ipc, "AsyncKernelManager": ipc}),
-        )
+        execute_notebook(source, executed, parameters)
     except PapermillExecutionError as error:
         raise WorkbenchError(f"{error.ename}: {error.evalue}") from error
     return export_notebook(executed, page)

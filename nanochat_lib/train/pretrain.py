@@ -22,10 +22,8 @@ from nanochat_lib.runs import write_atomic
 from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
 from nanochat_lib.train.trainer import Hooks, Job, Log, Progress, Trainer
-from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, evaluate, held_out
+from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, EVAL_WINDOWS, evaluate, held_out
 from nanochat_lib.train.watch.speed import peak_rss_mib
-
-EVAL_WINDOWS = 32  # real windows of each validation during training
 
 
 def pretrain(

@@ -17,9 +17,7 @@ from tokenizers import Tokenizer
 
 from nanochat_lib.config import HardwareConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
-from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.evals.generation import MIN_FREE_SHARE, Writer, make_writer
-from nanochat_lib.model.checkpoint import load_checkpoint
+from nanochat_lib.evals.generation import MIN_FREE_SHARE, Writer, load_with_tokenizer, make_writer
 from nanochat_lib.model.engine import Generation
 from nanochat_lib.model.looplm import LoopLM, exit_pdf
 
@@ -125,15 +123,7 @@ class Explainer:
 
 
 def open_explainer(checkpoint: Path, hardware: HardwareConfig) -> Explainer:
-    """Load a checkpoint for looking at.
-
-    Raises:
-        WorkbenchError: the checkpoint is damaged, or holds no tokenizer.
-    """
-    loaded = load_checkpoint(checkpoint)
-    if loaded.tokenizer_path is None:
-        raise WorkbenchError(
-            f"The checkpoint {checkpoint} holds no tokenizer.json: open one that a stage wrote."
-        )
+    """Load a checkpoint for looking at; errors as in `load_with_tokenizer`."""
+    loaded = load_with_tokenizer(checkpoint)
     writer = make_writer(loaded.model, loaded.tokenizer_path, hardware)
     return Explainer(loaded.model.eval(), writer)

@@ -23,9 +23,7 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.train import execution
 from nanochat_lib.train.trainer import Hooks, Job, Trainer
 from nanochat_lib.train.watch.gradients import clip_gradients
-from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, evaluate, held_out
-
-EVAL_WINDOWS = 32
+from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, EVAL_WINDOWS, evaluate, held_out
 
 
 class _RandomTokens:

@@ -20,6 +20,7 @@ from nanochat_lib.records import Metric
 from nanochat_lib.train.objective import token_statistics
 
 EVAL_MICRO_BATCH = 16
+EVAL_WINDOWS = 32  # real windows of each validation during training
 
 
 @dataclass(frozen=True)
