@@ -120,7 +120,9 @@ def paired_rises(summary: Summary) -> go.Figure:
         for label, r in zip(labels, found, strict=True)
     ]  # fmt: skip
     dot_rows(figure, dots, name="rise", role="blue", offset=0.1)
-    figure.add_vline(x=0, line={"color": theme.color("text"), "dash": "dot", "width": 1.5})
+    figure.add_vline(
+        x=0, layer="below", line={"color": theme.color("text"), "dash": "dot", "width": 1.5}
+    )
     notes = ("not shown" if "not shown" in rise.says else "shown" for rise in found)
     texts = [
         f"{plain(dot.label)}  <b>{_points(dot.value)}</b>  {note}"
