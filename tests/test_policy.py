@@ -12,6 +12,7 @@ import torch
 from test_maxrl import PLAN, TASKS, rollout, small_model
 
 from nanochat_lib.records import Verdict
+from nanochat_lib.train.maxrl import rate_share
 from nanochat_lib.train.rl.advantage import policy_loss
 from nanochat_lib.train.rl.policy import Policy, compare, score, token_kl
 from nanochat_lib.train.rl.warm_start import distinct_passed, warm_start
@@ -189,3 +190,44 @@ def test_a_warm_start_makes_what_passed_likelier() -> None:
     assert (found["n_judged"], found["n_passed"], found["n_used"]) == (3, 2, 1)
     assert found["n_steps"] == 3
     assert isinstance(Counter(found["seconds"]), Counter)
+
+
+def test_the_heads_scale_is_learned_by_itself_and_folded_in() -> None:
+    """One step of Adam moves the scale by its own rate, and nothing else by its size."""
+    for good, sign in ((1.0, 1), (-1.0, -1)):
+        model = float_model()
+        policy = policy_of(model, learning_rate=1e-9, gain_learning_rate=0.05)
+        before = model.head.weight.detach().clone()
+        sure = [rollout(tokens=tuple(most_likely(model, 4)), prompt_ids=(9, 8, 7))]
+        policy.begin()
+        policy.learn(sure, np.array([good]), scale=1.0)
+        policy.step(scale=1.0)
+        expected = before * float(np.exp(sign * 0.05))
+        torch.testing.assert_close(model.head.weight.detach(), expected, rtol=1e-4, atol=1e-6)
+        assert float(policy.log_gain) == 0
+
+
+@torch.no_grad()
+def most_likely(model, n: int) -> list[int]:
+    ids = [9, 8, 7]
+    for _ in range(n):
+        ids.append(int(model.logits(model(torch.tensor([ids])).hidden[-1])[0, -1].argmax()))
+    return ids[3:]
+
+
+def test_no_rate_no_scale() -> None:
+    model = float_model()
+    policy = policy_of(model, learning_rate=1e-9, gain_learning_rate=0.0)
+    before = model.head.weight.detach().clone()
+    whole_update(policy)
+    torch.testing.assert_close(model.head.weight.detach(), before, rtol=0, atol=1e-6)
+
+
+def test_rates_stay_and_then_fall_to_nothing() -> None:
+    shares = [rate_share(step, 8) for step in range(8)]
+    assert shares == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    policy = policy_of(float_model(), learning_rate=0.01)
+    policy.set_rate(0.25)
+    assert policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+    policy.set_rate(1.0)
+    assert policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
