@@ -108,12 +108,11 @@ def _built_tasks(path: Path) -> tuple[list[Task], str]:
     if not path.is_file():
         return [], f"the corpus has no {path.name}: {_REBUILD}"
     tasks: list[Task] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                tasks.append(task_of(json.loads(line)))
-            except (TypeError, ValueError) as error:
-                raise WorkbenchError(f"{path}, line {number}: not a task ({error}).") from error
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            tasks.append(task_of(json.loads(line)))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise WorkbenchError(f"{path}, line {number}: not a task ({error}).") from error
     if any(not (task.flags and task.split and task.family) for task in tasks):
         return [], f"tasks of an older version have no split and were not tried out: {_REBUILD}"
     return tasks, ""
