@@ -84,7 +84,24 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> RunConfi
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"Profile {path} is not valid TOML: {error}.") from error
-    for dotted, value in (overrides or {}).items():
+    _apply(values, overrides or {})
+    values.setdefault("profile", path.stem)
+    return _validated(values, path.stem)
+
+
+def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """Return a configuration with dotted overrides applied, checked as `load_profile` does.
+
+    Raises:
+        WorkbenchError: as for `load_profile`.
+    """
+    values = config.model_dump(mode="json", exclude_unset=True)
+    _apply(values, overrides)
+    return _validated(values, config.profile)
+
+
+def _apply(values: dict[str, Any], overrides: dict[str, Any]) -> None:
+    for dotted, value in overrides.items():
         *sections, key = dotted.split(".")
         place = values
         for section in sections:
@@ -92,12 +109,14 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> RunConfi
             if not isinstance(place, dict):
                 raise WorkbenchError(f"Override {dotted!r}: {section!r} is a value, not a section.")
         place[key] = value
-    values.setdefault("profile", path.stem)
+
+
+def _validated(values: dict[str, Any], profile: str) -> RunConfig:
     _reject_unknown_keys(values, RunConfig, "")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise WorkbenchError(_explain(error, path.stem)) from error
+        raise WorkbenchError(_explain(error, profile)) from error
 
 
 def _profile_path(name: str) -> Path:

@@ -236,8 +236,14 @@ class Metric(StrEnum):
     HELD_OUT_COMPILE_RATE = "held_out_compile_rate"
     HELD_OUT_PASS_RATE = "held_out_pass_rate"
     GENERATE_S = "generate_s"
-    VERIFY_S = "verify_s"
+    VERIFY_S = "verify_s"  # in stage 3 beside other work
+    WAIT_S = "wait_s"  # for the judge, with nothing else to do
     UPDATE_S = "update_s"
+    KL_NATS = "kl_nats"  # per sampled token, policy from base
+    CLIPPED_SHARE = "clipped_share"  # of tokens in further steps over the same rollouts
+    MIXED_GROUPS = "mixed_groups_rate"  # prompts whose rollouts differ in reward
+    COMPLETION_TOKENS_S = "completion_tokens_per_s"  # while sampling
+    PROGRAMS_S = "judged_programs_per_s"  # while judging
 
 
 def as_row(record: Any) -> dict[str, Any]:

@@ -25,24 +25,18 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Episode, Level, Metric, Program, Task, Verdict, Verified
-from nanochat_lib.train import maxrl as maxrl_module
-from nanochat_lib.train.maxrl import _Trainer, maxrl, stable_seed
+from nanochat_lib.train.maxrl import _Trainer, maxrl
+from nanochat_lib.train.rl import attempts as attempts_module
 from nanochat_lib.train.rl import rollouts as rollouts_module
-from nanochat_lib.train.rl.policy import Policy, completion_log_prob
-from nanochat_lib.train.rl.rollouts import (
-    Rollout,
-    Sampler,
-    guards,
-    interval_over_tasks,
-    judge,
-    length_guard,
-    rates,
-)
+from nanochat_lib.train.rl.measures import drift_guards, guards, rates
+from nanochat_lib.train.rl.policy import Policy, score
+from nanochat_lib.train.rl.rollouts import Rollout, Sampler, judge, stable_seed
 
 TASKS = [e.task for e in generate((1,), 400, seed=0)]
 PLAN = MaxRLConfig(
     total_steps=4, prompts_per_step=4, rollouts_per_prompt=8, max_new_tokens=8, eval_every=2,
-    eval_tasks=6, checkpoint_every=2, levels=(1,), learning_rate=0.02,
+    eval_tasks=6, final_eval_tasks=6, eval_samples=4, checkpoint_every=2, levels=(1,),
+    learning_rate=0.02, prompts_per_part=2, dtype="float32",
 )  # fmt: skip
 
 
@@ -173,11 +167,11 @@ def test_rates_of_nothing_are_zero_with_zero_counts() -> None:
 
 def test_interval_resamples_tasks_and_not_samples() -> None:
     """Ten tasks, each all passed or all failed: as uncertain as ten draws, not eighty."""
-    of_task = [rollout(verdict=v, task=t) for t, v in _ten_tasks() for _ in range(8)]
-    low, high = interval_over_tasks(of_task)
-    assert low <= 0.25
-    assert high >= 0.75
-    assert interval_over_tasks([rollout()] * 5) == (1.0, 1.0)
+    found = rates([rollout(verdict=v, task=t) for t, v in _ten_tasks() for _ in range(8)])
+    assert found["pass_rate_low"] <= 0.25
+    assert found["pass_rate_high"] >= 0.75
+    certain = rates([rollout()] * 5)
+    assert (certain["pass_rate_low"], certain["pass_rate_high"]) == (1.0, 1.0)
 
 
 def _ten_tasks() -> list[tuple[Task, Verdict]]:
@@ -214,9 +208,12 @@ def test_canonical_solutions_set_off_no_guard() -> None:
 
 
 def test_shrinking_completions_are_an_alarm() -> None:
-    long, short = {"completion_tokens_mean": 40.0}, {"completion_tokens_mean": 10.0}
-    assert length_guard(long, short)["alarm"]
-    assert not length_guard(short, long)["alarm"]
+    long = {"completion_tokens_mean": 40.0, "token_entropy_nats": 0.4}
+    short = {"completion_tokens_mean": 10.0, "token_entropy_nats": 0.01}
+    found = drift_guards(long, short)
+    assert found["length_collapse"]["alarm"]
+    assert found["entropy_collapse"]["alarm"]
+    assert not any(entry["alarm"] for entry in drift_guards(short, long).values())
 
 
 def test_padding_does_not_change_log_probabilities() -> None:
@@ -226,7 +223,7 @@ def test_padding_does_not_change_log_probabilities() -> None:
         rollout(tokens=(4,), prompt_ids=(33,)),
         rollout(tokens=(1, 2, 3, 4, 5), prompt_ids=(12, 13)),
     ]
-    log_prob, mask = completion_log_prob(model, made, temperature=0.7)
+    log_prob, mask, *_ = score(model, made, temperature=0.7)
     assert mask.sum(1).tolist() == [3, 1, 5]
     for row, where, one in zip(log_prob, mask, made, strict=True):
         ids = torch.tensor([[*one.prompt_ids, *one.tokens]])
@@ -238,20 +235,27 @@ def test_padding_does_not_change_log_probabilities() -> None:
         torch.testing.assert_close(row[where], torch.stack(expected), rtol=1e-4, atol=1e-5)
 
 
+def update(policy: Policy, made: list[Rollout], advantage: list[float]) -> float:
+    """Take one whole update; return the norm of its gradient."""
+    scale = float(len(made) * PLAN.max_new_tokens)
+    policy.begin()
+    policy.learn(made, np.array(advantage), scale=scale)
+    return policy.step(scale=scale).grad_norm
+
+
 def test_an_update_makes_good_rollouts_likelier_and_leaves_the_gate_alone() -> None:
     model = small_model()
-    policy = Policy(model, learning_rate=0.003)
+    policy = Policy(model, PLAN.model_copy(update={"learning_rate": 0.003}))
     gate = {n: p.clone() for n, p in model.named_parameters() if n.startswith("exit_gate")}
     made = [rollout(tokens=(5, 6)), rollout(tokens=(40, 41), verdict=Verdict.TEST_FAILED)]
 
     def gap() -> float:
         with torch.no_grad():
-            good, bad = completion_log_prob(model, made, 1.0)[0].sum(1)
+            good, bad = score(model, made, 1.0).log_prob.sum(1)
         return float(good - bad)
 
     before = gap()
-    norm = policy.update(made, np.array([1.0, -1.0]), PLAN)
-    assert norm > 0
+    assert update(policy, made, [1.0, -1.0]) > 0
     assert gap() > before + 0.01
     for name, parameter in model.named_parameters():
         if name in gate:
@@ -260,10 +264,10 @@ def test_an_update_makes_good_rollouts_likelier_and_leaves_the_gate_alone() -> N
 
 def test_no_advantage_changes_nothing() -> None:
     model = small_model()
-    policy = Policy(model, learning_rate=0.01)
-    policy.update([rollout(), rollout(tokens=(40, 41))], np.array([1.0, -1.0]), PLAN)
+    policy = Policy(model, PLAN)
+    update(policy, [rollout(), rollout(tokens=(40, 41))], [1.0, -1.0])
     before = {n: p.clone() for n, p in model.named_parameters()}
-    assert policy.update([rollout(), rollout()], np.zeros(2), PLAN) == 0.0
+    assert update(policy, [rollout(), rollout()], [0.0, 0.0]) == 0.0
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
@@ -273,8 +277,8 @@ def test_micro_batches_do_not_change_the_step(monkeypatch) -> None:
         monkeypatch.setattr("nanochat_lib.train.rl.policy.MICRO_BATCH", size)
         model = small_model(ternary=False)  # rounding to int8 would magnify the last bits
         made = [rollout(tokens=(5 + i, 6), prompt_ids=(3,) * (1 + i)) for i in range(5)]
-        policy = Policy(model, learning_rate=0.01)
-        policy.update(made, np.array([1.0, -0.5, 2.0, 0.3, -1.0]), PLAN)
+        policy = Policy(model, PLAN)
+        update(policy, made, [1.0, -0.5, 2.0, 0.3, -1.0])
         weights.append(policy.state_tensors())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-6)
@@ -300,7 +304,10 @@ def collect(rows: list[tuple[int, dict[str, float]]]):
 
 
 def without_seconds(rows: list[tuple[int, dict[str, float]]]) -> list:
-    timed = {Metric.GENERATE_S, Metric.VERIFY_S, Metric.UPDATE_S}
+    timed = {
+        Metric.GENERATE_S, Metric.VERIFY_S, Metric.WAIT_S, Metric.UPDATE_S,
+        Metric.COMPLETION_TOKENS_S, Metric.PROGRAMS_S,
+    }  # fmt: skip
     return [(s, {k: v for k, v in values.items() if k not in timed}) for s, values in rows]
 
 
@@ -339,7 +346,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(base, tmp_path, easy_judge) -> N
     assert (tmp_path / "cut/checkpoints/step_000003").is_dir()
     resumed = maxrl(run_config(), base, TASKS, tmp_path / "cut", log=collect(parts))
     assert without_seconds(parts) == without_seconds(straight)
-    for key in ("before", "after", "examples", "guards", "solved_by_family"):
+    for key in ("before", "after", "looks", "gains", "examples", "guards", "curriculum"):
         assert resumed[key] == whole[key]
     first, second = (load_checkpoint(tmp_path / name / "final").model for name in ("whole", "cut"))
     for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
@@ -353,7 +360,7 @@ def test_a_stop_does_not_wait_for_what_is_being_judged(
     """Sampling and judging are left behind; the run goes on as if it had not been stopped."""
     whole: list = []
     maxrl(run_config(), base, TASKS, tmp_path / "whole", log=collect(whole))
-    real, seen, stop = maxrl_module.judge, [], threading.Event()
+    real, seen, stop = attempts_module.judge, [], threading.Event()
 
     def slow_judge(*args: Any, **settings: Any) -> Any:
         seen.append(1)
@@ -364,7 +371,7 @@ def test_a_stop_does_not_wait_for_what_is_being_judged(
 
     parts: list = []
     with monkeypatch.context() as patched:
-        patched.setattr(maxrl_module, "judge", slow_judge)
+        patched.setattr(attempts_module, "judge", slow_judge)
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             maxrl(run_config(), base, TASKS, tmp_path / "cut", log=collect(parts), stop=stop)
@@ -375,13 +382,13 @@ def test_a_stop_does_not_wait_for_what_is_being_judged(
 
 def test_only_training_tasks_are_trained_on(base, tmp_path, easy_judge, monkeypatch) -> None:
     trained: set[str] = set()
-    update = Policy.update
+    learn = Policy.learn
 
-    def spy(self, made, advantage, config):
+    def spy(self, made, advantage, **settings):
         trained.update(r.task.split for r in made)
-        return update(self, made, advantage, config)
+        return learn(self, made, advantage, **settings)
 
-    monkeypatch.setattr(Policy, "update", spy)
+    monkeypatch.setattr(Policy, "learn", spy)
     maxrl(run_config(total_steps=2), base, TASKS, tmp_path, log=lambda step, values: None)
     assert trained == {"train"}
 
@@ -392,7 +399,7 @@ def test_only_training_tasks_are_trained_on(base, tmp_path, easy_judge, monkeypa
         ([], {}, "needs TinyRust tasks of split 'train'"),
         ([t for t in TASKS if t.split == "train"], {}, "split 'held_parameters'"),
         (TASKS, {"levels": (4,)}, "levels"),
-        (TASKS, {"max_new_tokens": 150}, "max_new_tokens = 150"),
+        (TASKS, {"max_new_tokens": 150}, "room for maxrl.max_new_tokens"),
     ],
 )
 def test_impossible_wishes_are_refused(base, tmp_path, tasks, changes, words) -> None:

@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from nanochat_lib.evals.passk import pass_at_k
 from nanochat_lib.intervals import bootstrap_interval
+from nanochat_lib.passk import pass_at_k
 
 
 def _by_enumeration(n_samples: int, n_correct: int, k: int) -> float:

@@ -11,16 +11,18 @@ import pytest
 import torch
 from test_looplm import TINY, trained_like
 
-from nanochat_lib.config import PROJECT_ROOT, load_profile
+from nanochat_lib.config import PROJECT_ROOT, ModelConfig, load_profile
 from nanochat_lib.data.shards import write_index, write_shard
 from nanochat_lib.data.tinyrust.generate import generate
 from nanochat_lib.data.tokenizer import load_tokenizer, train_tokenizer
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.checkpoint import save_checkpoint
 from nanochat_lib.model.engine import Engine
+from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import as_row
-from nanochat_lib.studies import exits, figures, tables
+from nanochat_lib.studies import exits, figures, policies, tables
 from nanochat_lib.studies.kv_sharing import decoded_loss
-from nanochat_lib.studies.notebook import open_study
+from nanochat_lib.studies.notebook import open_policies, open_study
 from nanochat_lib.studies.plan import BASE_PROFILE, D_MODEL, STEPS, STUDIES, arm_config
 from nanochat_lib.train.objective import token_statistics
 
@@ -234,3 +236,72 @@ def test_a_bar_of_one_seed_has_no_interval():
     one, two = figures.arms(rows, "bits_per_byte").data
     assert one.error_x.array is None
     assert two.x[0] - two.error_x.arrayminus[0] == 0
+
+
+SMALL_POLICY = {
+    "maxrl.total_steps": 2, "maxrl.prompts_per_step": 2, "maxrl.rollouts_per_prompt": 2,
+    "maxrl.prompts_per_part": 1, "maxrl.max_new_tokens": 12, "maxrl.levels": [1],
+    "maxrl.eval_every": 1, "maxrl.eval_tasks": 2, "maxrl.final_eval_tasks": 3,
+    "maxrl.eval_samples": 2, "maxrl.checkpoint_every": 1, "maxrl.dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained_run(data_run):
+    """The run with a (random) model of stage 2 beside its data."""
+    folder = data_run / "artifacts"
+    config = ModelConfig(
+        vocab_size=320, d_model=32, n_layers=1, n_loops=2, n_heads=2, n_kv_heads=1, d_ff=64,
+        max_seq_len=160,
+    )  # fmt: skip
+    save_checkpoint(
+        folder / "pretrain" / "final", LoopLM(config), step=0, tokens_seen=0, stage="pretrain",
+        tokenizer_json=folder / "preprocess" / "tokenizer.json",
+    )  # fmt: skip
+    whole = load_profile("laptop").model_dump(mode="json")
+    (data_run / "run.json").write_text(json.dumps({"config": whole}))
+    return data_run
+
+
+def test_the_policy_notebook_compares_estimators_once(trained_run, tmp_path):
+    parameters = {
+        "data_run": str(trained_run), "seeds": [0, 1], "workers": 1, "folder": str(tmp_path),
+        "overrides": SMALL_POLICY,
+    }  # fmt: skip
+    source = PROJECT_ROOT / "notebooks" / "experiments" / "maxrl.ipynb"
+    papermill.execute_notebook(source, None, parameters, cwd=PROJECT_ROOT, progress_bar=False)
+    opened = open_policies(
+        str(trained_run), seeds=(0, 1), folder=str(tmp_path), overrides=SMALL_POLICY
+    )
+    assert all(point.is_done for point in opened.points)
+    rows = policies.rate_rows(opened.points)
+    assert rows["arm"].unique(maintain_order=True).to_list() == [a.name for a in policies.ARMS]
+    result = opened.points[0].result()
+    row = rows.row(0, named=True)
+    assert row["pass_rise"] == result["after"]["pass_rate"] - result["before"]["pass_rate"]
+    assert (row["n"], row["tasks"], row["programs sampled"]) == (6, 3, 8)
+    table = policies.rate_table(rows)
+    assert table["seeds"].to_list() == [2, 2, 2]
+    curve = policies.curve_rows(opened.points)
+    assert curve.filter(arm="GRPO", seed=1)["programs"].to_list() == [0, 4, 8]
+    before = {p.folder: (p.folder / "result.json").stat().st_mtime_ns for p in opened.points}
+    opened.run(1)
+    assert before == {p: (p / "result.json").stat().st_mtime_ns for p in before}
+
+
+def test_policies_need_a_trained_model(tmp_path):
+    (tmp_path / "artifacts" / "preprocess").mkdir(parents=True)
+    with pytest.raises(WorkbenchError, match=r"01_preprocess\.ipynb first"):
+        open_policies(str(tmp_path))
+
+
+def test_points_of_policies_have_the_names_of_what_decides_them(trained_run, tmp_path):
+    def names(**changes):
+        found = open_policies(
+            str(trained_run), seeds=(0,), folder=str(tmp_path), overrides=SMALL_POLICY | changes
+        )
+        return {point.folder.name for point in found.points}
+
+    assert len(names()) == 3
+    assert names() == names(**{"pretrain.grad_clip": 2.0})  # the base is what it is
+    assert names().isdisjoint(names(**{"maxrl.temperature": 0.8}))

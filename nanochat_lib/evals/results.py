@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 from nanochat_lib.evals.humaneval import is_flawed
-from nanochat_lib.evals.passk import pass_at_k
 from nanochat_lib.intervals import bootstrap_interval
+from nanochat_lib.passk import pass_at_k
 from nanochat_lib.records import Episode, EvalResult, Task, Verdict
 from nanochat_lib.runs import write_binary
 from nanochat_lib.rust.error_classes import ERROR_CLASSES

@@ -15,19 +15,21 @@ The shipped problems are the files in `task_set/`, one per family, written to be
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat_lib.config import EvalConfig
+from nanochat_lib.config import EvalConfig, MaxRLConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals.humaneval import humaneval_task
 from nanochat_lib.records import Task
 
+HELD_OUT_OF = 8  # one package of so many is never trained on
 BUILTIN_DIR = Path(__file__).with_name("task_set")
 Row = dict[str, Any]
 
@@ -36,6 +38,7 @@ _TASK_HEADER = re.compile(r"(?P<name>\d{3}_\w+) level=(?P<level>\d)")
 _TUPLE_FIELDS = ("stop_tokens", "flags")
 _OWN_KEYS = {"task_id", "prompt", "canonical_solution", "tests"}
 _HUMANEVAL_KEYS = {"task_id", "declaration", "canonical_solution", "test"}
+_BENCHMARKS = ("builtin", "humaneval_x", "multipl_e")
 _MULTIPL_E_KEYS = {"prompt", "tests", "stop_tokens"}
 
 
@@ -85,6 +88,42 @@ def evaluation_sets(settings: EvalConfig, preprocess: Path) -> dict[str, list[Ta
         name = tasks[0].task_set
         sets[name if name not in sets else Path(file).name.partition(".")[0]] = tasks
     return sets
+
+
+def policy_tasks(settings: MaxRLConfig, preprocess: Path) -> list[Task]:
+    """Return the prompts of stage 3: TinyRust, the corpus's functions with tests, files named.
+
+    Tasks without a split are held out by package (the first two parts of their id): about one
+    package of eight, the same ones in every run.
+
+    Args:
+        settings: `task_files` names files in our own format, such as a corpus's tasks.jsonl.
+        preprocess: the run's artifacts/preprocess.
+
+    Raises:
+        WorkbenchError: a file is missing or malformed, or holds a benchmark's problems: what was
+            trained on measures nothing.
+    """
+    files = [preprocess / name for name in ("tasks.jsonl", "corpus_tasks.jsonl")]
+    tasks = [task for file in files if file.is_file() for task in load_tasks(file)]
+    for file in settings.task_files:
+        found = load_tasks(file)
+        benchmark = next((t.task_set for t in found if t.task_set in _BENCHMARKS), None)
+        if benchmark:
+            raise WorkbenchError(
+                f"maxrl.task_files: {file} holds problems of {benchmark}, which measures models "
+                "and must not train them. Give tasks of your own, e.g. a corpus's tasks.jsonl."
+            )
+        tasks += found
+    _reject_duplicates(tasks, "the prompts of stage 3 (maxrl.task_files)")
+    return [task if task.split else replace(task, split=_split_of(task)) for task in tasks]
+
+
+def _split_of(task: Task) -> str:
+    """Return the split of a task that has none, by a hash of its package."""
+    package = "/".join(task.task_id.split("/")[:2])
+    held = hashlib.sha256(package.encode()).digest()[0] < 256 // HELD_OUT_OF
+    return "held_package" if held else "train"
 
 
 def builtin_tasks() -> list[Task]:

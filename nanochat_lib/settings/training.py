@@ -170,12 +170,34 @@ class MaxRLConfig(StageConfig):
     total_steps: int = Field(12, ge=1, description="policy updates")
     prompts_per_step: int = Field(8, ge=1, description="tasks per update")
     rollouts_per_prompt: int = Field(8, ge=2, description="programs sampled per task")
+    prompts_per_part: int = Field(
+        8, ge=1, description="tasks judged together while the next are sampled"
+    )
     max_new_tokens: int = Field(120, ge=8, description="longest completion in tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     learning_rate: float = Field(0.0003, gt=0, description="AdamW rate of the policy")
     advantage: Literal["maxrl", "grpo", "rloo", "reinforce"] = Field(
         "maxrl", description="how rewards of one prompt become advantages"
     )
+    inner_steps: int = Field(
+        1, ge=1, description="optimiser steps per batch of rollouts; from the second on clipped"
+    )
+    clip_low: float = Field(
+        0.2, gt=0, lt=1, description="how far below 1 a token's ratio counts in further steps"
+    )
+    clip_high: float = Field(
+        0.28, gt=0, description="how far above 1 a token's ratio counts in further steps"
+    )
+    kl_weight: float = Field(
+        0.0, ge=0, description="weight of the KL divergence from the base model, per token"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast type of updates; auto measures both on this machine"
+    )
+    warm_start_tasks: int = Field(
+        0, ge=0, description="tasks whose passing programs are learned as text first; 0: none"
+    )
+    warm_start_epochs: int = Field(2, ge=1, description="passes over the warm start's programs")
     reward: Literal["tests", "shaped"] = Field(
         "tests", description="binary: tests pass; or the brief's shaped formula (can be gamed)"
     )
@@ -186,9 +208,25 @@ class MaxRLConfig(StageConfig):
         False, description="raise the threshold while less compiles than targets.compile_rate"
     )
     levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels of the prompts")
+    task_files: tuple[str, ...] = Field(
+        (), description="further prompts with tests, e.g. the tasks.jsonl of a corpus"
+    )
     eval_every: int = Field(6, ge=1, description="updates between held-out evaluations")
     eval_tasks: int = Field(24, ge=1, description="held-out tasks per evaluation")
+    final_eval_tasks: int = Field(
+        48, ge=1, description="held-out tasks before and after; a third of each other split"
+    )
+    eval_samples: int = Field(8, ge=1, description="programs per held-out task")
     checkpoint_every: int = Field(6, ge=1, description="updates between checkpoints")
+
+    @model_validator(mode="after")
+    def _curve_is_part_of_the_whole(self) -> Self:
+        if self.eval_tasks > self.final_eval_tasks:
+            raise ValueError(
+                f"eval_tasks {self.eval_tasks} exceed final_eval_tasks {self.final_eval_tasks}: "
+                "evaluations in between read a part of the tasks of the last one"
+            )
+        return self
 
 
 class LongContextConfig(StageConfig):

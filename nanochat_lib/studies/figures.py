@@ -77,6 +77,36 @@ def over_depth(rows: pl.DataFrame, value: str, title: str) -> go.Figure:
     return figure
 
 
+def over_programs(rows: pl.DataFrame, value: str, title: str) -> go.Figure:
+    """Return a line per estimator: `value` over programs sampled, the mean over seeds.
+
+    Args:
+        rows: of `policies.curve_rows`.
+        value: one of its columns.
+    """
+    figure = base_figure(title, "programs sampled", value.replace("_", " "))
+    for i, ((arm,), group) in enumerate(rows.group_by("arm", maintain_order=True)):
+        line = group.group_by("programs").agg(
+            pl.col(value).mean().alias("mean"), low=pl.col(value).min(), high=pl.col(value).max()
+        )
+        line = line.sort("programs")
+        figure.add_scatter(
+            x=line["programs"].to_list(),
+            y=line["mean"].to_list(),
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": (line["high"] - line["mean"]).to_list(),
+                "arrayminus": (line["mean"] - line["low"]).to_list(),
+            },
+            name=f"{arm}, {group['seed'].n_unique()} seeds",
+            mode="lines+markers",
+            line={"color": theme.series_color(i), "dash": ("solid", "dash", "dot")[i % 3]},
+            marker={"symbol": MARKERS[i % len(MARKERS)], "size": 8},
+        )
+    return figure
+
+
 def kept_caches(rows: pl.DataFrame) -> go.Figure:
     """Return a bar per arm and way of sharing: the loss when decoding token by token."""
     bars: list[Bar] = []

@@ -18,6 +18,7 @@ from nanochat_lib.report.pages.notebook import export_notebook
 from nanochat_lib.runs import REPORTS_DIR
 from nanochat_lib.studies.plan import STUDIES, Study
 from nanochat_lib.studies.points import Point, Progress, run_points, study_points
+from nanochat_lib.studies.policies import policy_points, run_policy
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks" / "experiments"
 STUDIES_DIR = REPORTS_DIR / "studies"
@@ -57,12 +58,52 @@ def open_study(
     """
     if name not in STUDIES:
         raise WorkbenchError(f"There is no study {name!r}.{nearest(name, STUDIES)}")
-    place = Path(data_run).expanduser()
-    place = place if place.is_dir() else REPORTS_DIR / "runs" / data_run
-    data = place / "artifacts" / "preprocess"
-    kept = Path(folder).expanduser() if folder else STUDIES_DIR / "points"
+    data, kept = _run_folder(data_run) / "artifacts" / "preprocess", _points_folder(folder)
     study = STUDIES[name]
     return Opened(study, study_points(study, data, kept, seeds=seeds, overrides=overrides), data)
+
+
+@dataclass(frozen=True)
+class OpenedPolicies:
+    """The points of stage 3's study, some of which may be done."""
+
+    points: list[Point]
+    data: Path
+
+    def run(self, workers: int = 0, progress: Progress | None = None) -> None:
+        """Train and measure what is not done yet; see `points.run_points`."""
+        run_points(self.points, self.data, workers=workers, progress=progress, run=run_policy)
+
+
+def open_policies(
+    data_run: str,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    folder: str = "",
+    overrides: dict[str, Any] | None = None,
+) -> OpenedPolicies:
+    """Return the study of stage 3's estimators over the model of a run.
+
+    Args:
+        data_run: folder of a run with finished stages 1 and 2, or its name under reports/runs.
+        folder: where points are kept; empty: reports/studies/points.
+        overrides: dotted settings of every point.
+
+    Raises:
+        WorkbenchError: no such run, or a setting is wrong.
+    """
+    place, kept = _run_folder(data_run), _points_folder(folder)
+    points = policy_points(place, kept, seeds=seeds, overrides=overrides)
+    return OpenedPolicies(points, place / "artifacts" / "preprocess")
+
+
+def _run_folder(data_run: str) -> Path:
+    place = Path(data_run).expanduser()
+    return place if place.is_dir() else REPORTS_DIR / "runs" / data_run
+
+
+def _points_folder(folder: str) -> Path:
+    return Path(folder).expanduser() if folder else STUDIES_DIR / "points"
 
 
 def notebook_progress() -> Progress:

@@ -107,8 +107,12 @@ def run_points(
     *,
     workers: int = 0,
     progress: Progress | None = None,
+    run: Callable[[Point, Path], None] | None = None,
 ) -> None:
     """Train and measure what is not done yet, `workers` points at a time (0: one for each core).
+
+    Args:
+        run: trains and measures one point in a process of its own; by default `run_point`.
 
     Raises:
         WorkbenchError: points failed; the others are done, and the same call tries those again.
@@ -119,7 +123,7 @@ def run_points(
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     n_workers = max(1, min(workers or usable_cores(), len(todo)))
     with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
-        futures = {pool.submit(run_point, point, data): point for point in todo.values()}
+        futures = {pool.submit(run or run_point, point, data): point for point in todo.values()}
         try:
             for future in as_completed(futures):
                 point = futures[future]

@@ -73,7 +73,7 @@ def summary(rows: pl.DataFrame, measures: Sequence[str] = tuple(MEASURES)) -> pl
         }
         for name in measures:
             mean, half = mean_interval(group[name].drop_nulls().to_list())
-            row[MEASURES[name]] = _text(mean, half)
+            row[MEASURES[name]] = interval_text(mean, half)
         out.append(row)
     return pl.DataFrame(out)
 
@@ -89,7 +89,7 @@ def differences(rows: pl.DataFrame, measures: Sequence[str] = tuple(MEASURES)) -
         for name in measures:
             pairs = [(r[name], reference[r["seed"]][name]) for r in group]
             mean, half = mean_interval([a - b for a, b in pairs if None not in (a, b)])
-            row[MEASURES[name]] = _text(mean, half, signed=True)
+            row[MEASURES[name]] = interval_text(mean, half, signed=True)
         out.append(row)
     return pl.DataFrame(out)
 
@@ -107,7 +107,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), t * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _text(mean: float, half: float, *, signed: bool = False) -> str:
+def interval_text(mean: float, half: float, *, signed: bool = False) -> str:
+    """Return a mean with its half interval, or that there is none."""
     if math.isnan(mean):
         return "not measured"
     number = f"{mean:+.3f}" if signed else f"{mean:.3f}"

@@ -200,22 +200,19 @@ class Abandoned(Exception):
     """Work was left behind, because somebody asked for a stop."""
 
 
-def unless_stopped(work: Callable[[], T], is_stopping: Callable[[], bool]) -> T:
-    """Do work that changes nothing in a thread of its own, and leave it when a stop is wanted.
+def result_unless_stopped(job: futures.Future[T], is_stopping: Callable[[], bool]) -> T:
+    """Wait for work that changes nothing, and leave it behind when a stop is wanted.
 
-    The thread runs on for the seconds that its work takes; nobody looks at what it returns.
+    Its thread runs on for the seconds that the work takes; nobody looks at what it returns.
 
     Raises:
         Abandoned: `is_stopping` said so before the work was done.
     """
-    pool = futures.ThreadPoolExecutor(1, thread_name_prefix="sampling")
-    done = pool.submit(work)
-    pool.shutdown(wait=False)  # the thread ends with its work
     while True:
         try:
-            return done.result(timeout=LOOK_S)
+            return job.result(timeout=LOOK_S)
         except futures.TimeoutError:
-            if done.done():
+            if job.done():
                 raise  # the work's own
             if is_stopping():
                 raise Abandoned from None

@@ -1,21 +1,20 @@
 """Stage 3: reinforcement learning with rustc and the tests as the judge (MaxRL).
 
-In: a stage-2 checkpoint and TinyRust tasks. Each update samples programs for a few training tasks
-with the packed decode engine, lets the verification engine build and test them, turns pass or fail
-into advantages and takes one policy-gradient step; then the engine packs the new weights. Out:
-`final/`, `checkpoints/`, `summary.json` with compile and pass rates on held-out tasks before and
-after, and metrics as they come.
+In: a stage-2 checkpoint and tasks with hidden tests. Each update draws tasks that the policy solves
+sometimes, samples programs with the packed decode engine, lets the verification engine build and
+test them while the next are sampled, turns pass or fail into advantages and takes a policy-gradient
+step; then the engine packs the new weights. Out: `final/`, `checkpoints/`, `summary.json` with
+rates on held-out tasks before and after, their curves in between, and metrics as they come.
 
 Nothing depends on hidden random state: tasks and samples of an update follow from (seed, step), so
-a run that was stopped goes on with the numbers it would have had.
+a run that was stopped or killed goes on with the numbers it would have had.
 
-Source: MaxRL (arXiv 2602.02710). We differ in choosing tasks by how often their family is solved,
-because tasks that are always or never solved give no gradient.
+Source: MaxRL (arXiv 2602.02710). We differ in choosing tasks by how often their family is solved
+(`rl/curriculum.py`), because tasks that are always or never solved give no gradient.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -25,31 +24,36 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 
-from nanochat_lib.config import RunConfig
+from nanochat_lib.config import MaxRLConfig, RunConfig
 from nanochat_lib.control import STOP, is_asked, must_stop
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.model.checkpoint import TOKENIZER, TrainState, load_checkpoint, save_checkpoint
 from nanochat_lib.model.engine import Engine
+from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric, Task
 from nanochat_lib.runs import write_atomic
-from nanochat_lib.train.execution import Abandoned, cpu_threads, signals_set, unless_stopped
+from nanochat_lib.train.execution import Abandoned, choose_dtype, cpu_threads, signals_set
+from nanochat_lib.train.rl import looks, measures
 from nanochat_lib.train.rl.advantage import advantages
-from nanochat_lib.train.rl.policy import Policy
-from nanochat_lib.train.rl.rollouts import Rollout, Sampler, guards, judge, length_guard, rates
+from nanochat_lib.train.rl.attempts import Attempts
+from nanochat_lib.train.rl.curriculum import Curriculum, split_tasks
+from nanochat_lib.train.rl.looks import Looks
+from nanochat_lib.train.rl.policy import Policy, Step
+from nanochat_lib.train.rl.rollouts import Rollout, Sampler, stable_seed
+from nanochat_lib.train.rl.warm_start import warm_start
 from nanochat_lib.train.watch.continuous import adjust_reward_threshold
 
 STAGE = "maxrl"
-EVAL_SAMPLES = 4  # programs per held-out task
 KEEP_CHECKPOINTS = 2
-MAX_EXAMPLES = 12
-OTHER_SPLITS = ("held_composition", "held_family")  # looked at before and after only
 Log = Callable[[int, dict[str, float]], None]
+Report = Callable[[int, int, str], None]
 
 
 def maxrl(
@@ -61,28 +65,30 @@ def maxrl(
     log: Log,
     cache_dir: Path | None = None,
     stop: threading.Event | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Report | None = None,
 ) -> dict[str, Any]:
     """Run stage 3 and return its summary, which is also written to `folder/summary.json`.
 
     Args:
-        config: `maxrl`, `verify`, `hardware.cpu_threads` and `seed` are used.
+        config: `maxrl`, `verify`, `hardware.cpu_threads`, `targets` and `seed` are used.
         base_checkpoint: folder of a stage-2 checkpoint with its tokenizer.
-        tasks: TinyRust tasks of all splits; training uses "train" only.
+        tasks: of all splits; training uses "train" (and tasks without a split) only.
         folder: artifacts folder of the stage; an unfinished run found there is continued.
         log: takes (update, values by Metric name); update 0 is the untrained policy.
         cache_dir: of the verification engine.
-        stop: polled before every update; when set, a checkpoint is written first.
+        stop: polled before every update and while programs are sampled and judged; when set, a
+            checkpoint is written first.
         progress: takes (done, total, text).
 
     Raises:
         WorkbenchError: no tasks at the levels asked for, no tokenizer, or a refused checkpoint.
         KeyboardInterrupt: `stop` was set.
     """
-    trainer = _open_trainer(config, base_checkpoint, tasks, folder, cache_dir)
     report = progress or (lambda done, total, text: None)
     stop = stop or threading.Event()
+    folder.mkdir(parents=True, exist_ok=True)
     with signals_set(stop), cpu_threads(config.hardware.cpu_threads, folder):
+        trainer = _open_trainer(config, base_checkpoint, tasks, folder, cache_dir, stop)
         trainer.run(log, stop, report)
         return trainer.finish()
 
@@ -93,45 +99,47 @@ class _Trainer:
 
     config: RunConfig
     folder: Path
-    cache_dir: Path | None
     tokenizer_path: Path
     tokens_seen: int
     policy: Policy
     engine: Engine
-    sampler: Sampler
-    train_tasks: list[Task]
-    held_out: dict[str, list[Task]]  # split -> tasks
+    attempts: Attempts
+    looks: Looks
+    curriculum: Curriculum
     step: int = 0
     record: dict[str, Any] = field(default_factory=dict)
-    last_look: list[Rollout] = field(default_factory=list)
-    is_stopping: Callable[[], bool] = lambda: False
 
-    def run(self, log: Log, stop: threading.Event, report: Callable[[int, int, str], None]) -> None:
+    def run(self, log: Log, stop: threading.Event, report: Report) -> None:
         """Update until `total_steps`, looking at held-out tasks before, in between and after."""
         try:
             self._run(log, stop, report)
         except Abandoned:
             self._stop(stop)
 
-    def _run(
-        self, log: Log, stop: threading.Event, report: Callable[[int, int, str], None]
-    ) -> None:
+    def _run(self, log: Log, stop: threading.Event, report: Report) -> None:
         plan = self.config.maxrl
-        self.is_stopping = lambda: stop.is_set() or is_asked(self.folder, STOP)
         if "before" not in self.record:
             report(0, plan.total_steps, "held-out tasks before")
             log(0, self.look("before"))
+        if plan.warm_start_tasks and "warm_start" not in self.record:
+            report(0, plan.total_steps, "warm start on programs that pass")
+            self.warm_start()
+            log(0, self.look("warm start"))
         while self.step < plan.total_steps:
             if must_stop(self.folder, stop, self.save):
                 self._stop(stop)
+            if self.step and self.step % plan.eval_every == 0 and not self._has_looked():
+                log(self.step, self.look("during"))
             values = self.update()
-            if self.step % plan.eval_every == 0 and self.step < plan.total_steps:
-                values |= self.look("during")
             log(self.step, values)
             if self.step % plan.checkpoint_every == 0:
                 self.save()
             report(self.step, plan.total_steps, f"{values[Metric.PASS_RATE]:.0%} passed")
+        report(self.step, plan.total_steps, "held-out tasks after")
         log(plan.total_steps, self.look("after"))
+
+    def _has_looked(self) -> bool:
+        return any(point["step"] == self.step for point in self.record["looks"])
 
     def _stop(self, stop: threading.Event) -> None:
         """Write the checkpoint of the last whole update, and end."""
@@ -141,59 +149,64 @@ class _Trainer:
 
     def update(self) -> dict[str, float]:
         """Sample, judge, learn; return the metrics of this update."""
-        plan, seconds = self.config.maxrl, Counter()
-        tasks = self._choose_tasks()
-        rollouts = self._attempt(tasks, plan.rollouts_per_prompt, f"update {self.step}", seconds)
-        shape = (len(tasks), plan.rollouts_per_prompt)
-        rewards = np.array([r.episode.reward for r in rollouts]).reshape(shape)
-        judged = np.array([r.is_judged for r in rollouts]).reshape(shape)
+        plan, seconds = self._plan(), Counter()
+        began = time.perf_counter()
+        tasks = self.curriculum.choose(
+            plan.prompts_per_step, seed=f"{self.config.seed} tasks {self.step}"
+        )
+        scale = float(len(tasks) * plan.rollouts_per_prompt * plan.max_new_tokens)
+        seed = stable_seed(self.config.seed, f"update {self.step}")
+        rollouts: list[Rollout] = []
+        self.policy.begin()
+        for part in self.attempts.stream(
+            tasks, plan.rollouts_per_prompt, plan, seed=seed, seconds=seconds
+        ):
+            started = time.perf_counter()
+            self.policy.learn(part, advantages_of(part, plan), scale=scale)
+            seconds[Metric.UPDATE_S] += time.perf_counter() - started
+            rollouts += part
         started = time.perf_counter()
-        advantage = advantages(rewards, judged, plan.advantage).ravel()
-        grad_norm = self.policy.update(rollouts, advantage, plan)
+        step = self.policy.step(scale=scale)
         self.engine.reload(self.policy.model)
-        seconds[Metric.UPDATE_S] = time.perf_counter() - started
-        self._remember(rollouts, seconds)
+        seconds[Metric.UPDATE_S] += time.perf_counter() - started
+        self.curriculum.learn(rollouts)
+        self._remember(rollouts, {**seconds, "updates_s": time.perf_counter() - began})
         self.step += 1
-        found = rates(rollouts)
-        return {
-            Metric.COMPILE_RATE: found["compile_rate"],
-            Metric.PASS_RATE: found["pass_rate"],
-            Metric.REWARD_MEAN: found["reward_mean"],
-            Metric.N_UNJUDGED: float(found["n_unjudged"]),
-            Metric.DISTINCT_BODIES: found["distinct_bodies_rate"],
-            Metric.COMPLETION_TOKENS: found["completion_tokens_mean"],
-            Metric.TOKEN_ENTROPY: found["token_entropy_nats"],
-            Metric.GRAD_NORM: grad_norm,
-            Metric.LEARNING_RATE: plan.learning_rate,
-            **seconds,
-        }
+        return _metrics(rollouts, step, plan) | _throughput(rollouts, seconds) | dict(seconds)
+
+    def warm_start(self) -> None:
+        """Learn what passes anyway as text, and save."""
+        plan = self._plan()
+        tasks = self.curriculum.choose(plan.warm_start_tasks, seed=f"{self.config.seed} warm start")
+        found = warm_start(
+            self.policy.model,
+            list({task.task_id: task for task in tasks}.values()),
+            self.attempts,
+            plan,
+            seed=self.config.seed,
+            dtype=self.policy.dtype,
+        )
+        self.engine.reload(self.policy.model)
+        self.record["warm_start"] = found
+        self._remember((), found["seconds"])
+        self.save()
 
     def look(self, moment: str) -> dict[str, float]:
         """Judge held-out tasks with the same seeds at every moment; keep rates in the record."""
-        is_between = moment == "during"  # its update is done, and is logged together with it
-        splits = {"held_parameters": ()} if is_between else self.held_out
-        by_split, seconds = {}, Counter()
-        for split in splits:
-            rollouts = self._attempt(
-                self.held_out[split], EVAL_SAMPLES, "held out", seconds, may_leave=not is_between
-            )
-            by_split[split] = rates(rollouts)
-            if split == "held_parameters":
-                self.last_look = rollouts
-        main = by_split["held_parameters"]
-        self._remember((), {f"held_out_{part}": s for part, s in seconds.items()})
-        self._adjust_threshold(main["compile_rate"])
-        if moment != "during":
-            self.record[moment] = main | {
-                "by_level": _by_level(self.last_look),
-                "by_split": by_split,
-                "guards": guards(self.last_look),
-                "samples": [_first_sample(r) for r in self.last_look if not r.episode.sample_idx],
-            }
-        return {
-            Metric.HELD_OUT_COMPILE_RATE: main["compile_rate"],
-            Metric.HELD_OUT_PASS_RATE: main["pass_rate"],
-        }
+        seconds: Counter = Counter()
+        if moment not in ("before", "after"):
+            point = self.looks.between(self.policy.model, seconds)
+        else:
+            point, self.record[moment] = self.looks.whole(self.policy.model, seconds)
+        self.record.setdefault("looks", []).append({"step": self.step, "moment": moment} | point)
+        self._remember((), seconds)
+        self._adjust_threshold(point["compile_rate"])
+        return looks.metrics_of(point)
+
+    def _plan(self) -> MaxRLConfig:
+        """Return the configuration with the reward threshold of now."""
+        threshold = self.record.get("reward_threshold", self.config.maxrl.reward_threshold)
+        return self.config.maxrl.model_copy(update={"reward_threshold": threshold})
 
     def _adjust_threshold(self, compile_rate: float) -> None:
         """Ask for better programs while too few compile, where the configuration wants that."""
@@ -214,78 +227,43 @@ class _Trainer:
     def finish(self) -> dict[str, Any]:
         """Write `final/` and the summary."""
         self._write(self.folder / "final", None)
-        before, after = self.record["before"], self.record["after"]
+        before, after, plan = self.record["before"], self.record["after"], self.config.maxrl
         summary = {
-            "before": _without_samples(before),
-            "after": _without_samples(after),
-            "examples": _examples(before["samples"], after["samples"]),
-            "guards": after["guards"] | {"length_collapse": length_guard(before, after)},
-            "advantage": self.config.maxrl.advantage,
-            "reward": self.config.maxrl.reward,
+            "before": looks.without_lists(before),
+            "after": looks.without_lists(after),
+            "gains": measures.gains(before["by_task"], after["by_task"])
+            | {
+                f"level{level}": measures.gains(counts, after["by_task_of_level"][level])
+                for level, counts in before["by_task_of_level"].items()
+            },
+            "looks": self.record["looks"],
+            "examples": looks.pair_examples(before["samples"], after["samples"]),
+            "guards": after["guards"] | measures.drift_guards(before, after),
+            "advantage": plan.advantage,
+            "reward": plan.reward,
+            "reward_threshold": self._plan().reward_threshold,
             "gate": "frozen; all loops run while sampling and training",
             "steps": self.step,
-            "samples_per_task": EVAL_SAMPLES,
-            "solved_by_family": self.record.get("solved", {}),
-            "sandbox": next((r.episode.verified.sandbox for r in self.last_look), ""),
+            "samples_per_task": plan.eval_samples,
+            "warm_start": self.record.get("warm_start"),
+            "curriculum": self.curriculum.table(),
+            "sandbox": after["sandbox"],
+            "n_rollouts": self.record.get("n_rollouts", 0),
             "n_unjudged": self.record.get("n_unjudged", 0),
             "seconds": {k: round(v, 2) for k, v in self.record.get("seconds", {}).items()},
         }
         write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
-    def _attempt(
-        self,
-        tasks: Sequence[Task],
-        n_samples: int,
-        purpose: str,
-        seconds: Counter,
-        *,
-        may_leave: bool = True,
-    ) -> list[Rollout]:
-        """Sample and judge, which takes seconds and changes nothing: so a stop need not wait."""
-
-        def work() -> list[Rollout]:
-            plan, started = self.config.maxrl, time.perf_counter()
-            seed = stable_seed(self.config.seed, purpose)
-            drafts = self.sampler.sample(tasks, n_samples, plan, seed=seed)
-            sampled = time.perf_counter()
-            threshold = self.record.get("reward_threshold", plan.reward_threshold)
-            strict = plan.model_copy(update={"reward_threshold": threshold})
-            rollouts = judge(drafts, strict, self.config.verify, cache_dir=self.cache_dir)
-            seconds[Metric.GENERATE_S] += sampled - started
-            seconds[Metric.VERIFY_S] += time.perf_counter() - sampled
-            return rollouts
-
-        return unless_stopped(work, self.is_stopping if may_leave else lambda: False)
-
-    def _choose_tasks(self) -> list[Task]:
-        """Draw tasks, more often from families that are sometimes solved than always or never.
-
-        The weight is p (1 - p) + 0.05 with p = (passed + 1) / (tried + 2) of the family so far.
-        """
-        rng = Random(f"{self.config.seed} tasks {self.step}")
-        solved = self.record.get("solved", {})
-        by_family: dict[str, list[Task]] = {}
-        for task in self.train_tasks:
-            by_family.setdefault(task.family, []).append(task)
-        weights = []
-        for family in by_family:
-            passed, tried = solved.get(family, (0, 0))
-            p = (passed + 1) / (tried + 2)
-            weights.append(p * (1 - p) + 0.05)
-        picks = rng.choices(list(by_family), weights, k=self.config.maxrl.prompts_per_step)
-        return [rng.choice(by_family[family]) for family in picks]
-
     def _remember(self, rollouts: Sequence[Rollout], seconds: dict[str, float]) -> None:
         totals = self.record.setdefault("seconds", {})
         for part, value in seconds.items():
             totals[str(part)] = totals.get(str(part), 0.0) + value
-        solved = self.record.setdefault("solved", {})
-        for rollout in rollouts:
-            passed, tried = solved.get(rollout.task.family, (0, 0))
-            solved[rollout.task.family] = [passed + rollout.has_passed, tried + rollout.is_judged]
-        n_unjudged = sum(not r.is_judged for r in rollouts)
-        self.record["n_unjudged"] = self.record.get("n_unjudged", 0) + n_unjudged
+        for name, n in (
+            ("n_rollouts", len(rollouts)),
+            ("n_unjudged", sum(not r.is_judged for r in rollouts)),
+        ):
+            self.record[name] = self.record.get(name, 0) + n
 
     def _write(self, folder: Path, state: TrainState | None) -> None:
         save_checkpoint(
@@ -299,9 +277,42 @@ class _Trainer:
         )
 
 
-def stable_seed(seed: int, purpose: str) -> int:
-    """Return a 32-bit seed that depends only on the run's seed and what it is for."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4], "big")
+def advantages_of(rollouts: Sequence[Rollout], plan: MaxRLConfig) -> np.ndarray:
+    """Return one advantage per rollout; they stand in groups of one prompt each."""
+    shape = (-1, plan.rollouts_per_prompt)
+    rewards = np.array([r.episode.reward for r in rollouts]).reshape(shape)
+    judged = np.array([r.is_judged for r in rollouts]).reshape(shape)
+    return advantages(rewards, judged, plan.advantage).ravel()
+
+
+def _metrics(rollouts: Sequence[Rollout], step: Step, plan: MaxRLConfig) -> dict[str, float]:
+    found = measures.rates(rollouts)
+    rewards = np.array([r.episode.reward for r in rollouts]).reshape(-1, plan.rollouts_per_prompt)
+    values = {
+        Metric.COMPILE_RATE: found["compile_rate"],
+        Metric.PASS_RATE: found["pass_rate"],
+        Metric.REWARD_MEAN: found["reward_mean"],
+        Metric.N_UNJUDGED: float(found["n_unjudged"]),
+        Metric.MIXED_GROUPS: float((rewards.min(1) < rewards.max(1)).mean()),
+        Metric.DISTINCT_BODIES: found["distinct_bodies_rate"],
+        Metric.COMPLETION_TOKENS: found["completion_tokens_mean"],
+        Metric.TOKEN_ENTROPY: found["token_entropy_nats"],
+        Metric.GRAD_NORM: step.grad_norm,
+        Metric.LEARNING_RATE: plan.learning_rate,
+    }
+    if plan.inner_steps > 1:
+        values[Metric.CLIPPED_SHARE] = step.clipped_share
+    if plan.kl_weight:
+        values[Metric.KL_NATS] = step.kl_nats
+    return values
+
+
+def _throughput(rollouts: Sequence[Rollout], seconds: Counter) -> dict[str, float]:
+    n_tokens = sum(r.episode.n_tokens for r in rollouts)
+    return {
+        Metric.COMPLETION_TOKENS_S: n_tokens / max(seconds[Metric.GENERATE_S], 1e-9),
+        Metric.PROGRAMS_S: len(rollouts) / max(seconds[Metric.VERIFY_S], 1e-9),
+    }
 
 
 def _open_trainer(
@@ -310,9 +321,9 @@ def _open_trainer(
     tasks: list[Task],
     folder: Path,
     cache_dir: Path | None,
+    stop: threading.Event,
 ) -> _Trainer:
     """Load the latest checkpoint of an unfinished run, or the base model; pack it for sampling."""
-    folder.mkdir(parents=True, exist_ok=True)
     saved = _saved(folder / "checkpoints")
     source = saved[-1] if saved else base_checkpoint
     loaded = load_checkpoint(source, with_state=bool(saved))
@@ -324,92 +335,47 @@ def _open_trainer(
     # not that of the checkpoint: it is removed when newer ones are written
     kept = base_checkpoint / TOKENIZER
     tokenizer_path = kept if kept.is_file() else loaded.tokenizer_path
-    policy = Policy(loaded.model, config.maxrl.learning_rate)
+    plan, record = config.maxrl, loaded.state.values["record"] if loaded.state else {}
+    policy = _open_policy(config, loaded.model, base_checkpoint, record)
     length, hardware = loaded.config.max_seq_len, config.hardware
     engine = Engine.from_model(
         policy.model, max_seq_len=length, threads=hardware.cpu_threads, numa=hardware.numa_aware
     )
     sampler = Sampler(engine, load_tokenizer(loaded.tokenizer_path), length)
-    train, held_out = _select_tasks(config, tasks, sampler)
+    fitting = [task for task in tasks if sampler.fits(task, plan.max_new_tokens)]
+    train, held_out = split_tasks(fitting, plan.levels, plan.final_eval_tasks, seed=config.seed)
+    attempts = Attempts(
+        sampler,
+        config.verify,
+        cache_dir,
+        min(hardware.cpu_threads, usable_cores()),
+        lambda: stop.is_set() or is_asked(folder, STOP),
+    )
     trainer = _Trainer(
-        config, folder, cache_dir, tokenizer_path, loaded.tokens_seen, policy, engine,
-        sampler, train, held_out,
+        config, folder, tokenizer_path, loaded.tokens_seen, policy, engine, attempts,
+        Looks(config, attempts, held_out, base_checkpoint),
+        Curriculum(train, plan.rollouts_per_prompt, record.setdefault("curriculum", {})),
+        record=record,
     )  # fmt: skip
     if loaded.state is not None:
         policy.load_state_tensors(loaded.state.tensors)
-        trainer.step, trainer.record = loaded.step, loaded.state.values["record"]
+        trainer.step = loaded.step
     return trainer
 
 
-def _select_tasks(
-    config: RunConfig, tasks: list[Task], sampler: Sampler
-) -> tuple[list[Task], dict[str, list[Task]]]:
-    """Return training tasks, and held-out tasks by split: fixed for a seed, one per prompt."""
+def _open_policy(
+    config: RunConfig, model: LoopLM, base_checkpoint: Path, record: dict[str, Any]
+) -> Policy:
+    """Return the policy; its number type is chosen once, because timing may choose otherwise."""
     plan = config.maxrl
-    by_split: dict[str, list[Task]] = {}
-    distinct = {task.prompt: task for task in sorted(tasks, key=lambda t: t.task_id)}
-    for task in distinct.values():
-        if task.level in plan.levels and sampler.fits(task, plan.max_new_tokens):
-            by_split.setdefault(task.split, []).append(task)
-    for split in ("train", "held_parameters"):
-        if not by_split.get(split):
-            raise WorkbenchError(
-                f"MaxRL needs TinyRust tasks of split {split!r} at levels {plan.levels} whose "
-                f"prompt leaves room for maxrl.max_new_tokens = {plan.max_new_tokens} of the "
-                f"model's {sampler.max_seq_len} tokens; {len(tasks)} tasks were given and none "
-                "is. Raise data.tinyrust_examples, or change maxrl.levels or max_new_tokens."
-            )
-    held_out = {}
-    for split in ("held_parameters", *OTHER_SPLITS):
-        found = by_split.get(split, [])
-        wanted = plan.eval_tasks if split == "held_parameters" else -(-plan.eval_tasks // 3)
-        picked = Random(f"{config.seed} {split}").sample(found, min(wanted, len(found)))
-        if picked:
-            held_out[split] = picked
-    return by_split["train"], held_out
+    if "dtype" not in record:
+        dtype = choose_dtype(plan.dtype, model.config, torch.device("cpu"))
+        record["dtype"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    base = load_checkpoint(base_checkpoint).model if plan.kl_weight else None
+    return Policy(model, plan, base, getattr(torch, record["dtype"]))
 
 
 def _saved(root: Path) -> list[Path]:
     """Return the complete checkpoints of a stage, oldest first (drafts have other names)."""
     folders = root.iterdir() if root.is_dir() else ()
     return sorted(path for path in folders if re.fullmatch(r"step_\d{6}", path.name))
-
-
-def _by_level(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
-    levels = sorted({r.task.level for r in rollouts})
-    return {str(n): rates([r for r in rollouts if r.task.level == n]) for n in levels}
-
-
-def _first_sample(rollout: Rollout) -> dict[str, str]:
-    verified = rollout.episode.verified
-    return {
-        "task_id": rollout.task.task_id,
-        "prompt": rollout.task.prompt,
-        "completion": rollout.episode.completion,
-        "verdict": str(verified.verdict),
-        "why": verified.diagnostics[0].message if verified.diagnostics else verified.detail,
-    }
-
-
-def _examples(before: list[dict[str, str]], after: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Pair the first samples of every held-out task; what changed its verdict comes first."""
-    later = {sample["task_id"]: sample for sample in after}
-    pairs = [(old, later[old["task_id"]]) for old in before if old["task_id"] in later]
-    pairs.sort(key=lambda pair: pair[0]["verdict"] == pair[1]["verdict"])
-    return [
-        {
-            "task_id": old["task_id"],
-            "prompt": old["prompt"],
-            "before": old["completion"],
-            "after": new["completion"],
-            "verdict_before": old["verdict"],
-            "verdict_after": new["verdict"],
-            "why_before": old["why"],
-            "why_after": new["why"],
-        }
-        for old, new in pairs[:MAX_EXAMPLES]
-    ]
-
-
-def _without_samples(look: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in look.items() if key != "samples"}

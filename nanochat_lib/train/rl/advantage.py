@@ -51,7 +51,15 @@ def advantages(rewards: np.ndarray, judged: np.ndarray, kind: AdvantageKind) -> 
     return np.where(judged, result, 0.0)
 
 
-def policy_loss(log_prob: Tensor, advantage: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+def policy_loss(
+    log_prob: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    scale: float,
+    old: Tensor | None = None,
+    clip: tuple[float, float] = (0.2, 0.2),
+) -> Tensor:
     """Return minus the sum of advantage times log-probability, divided by `scale`.
 
     Args:
@@ -60,6 +68,14 @@ def policy_loss(log_prob: Tensor, advantage: Tensor, mask: Tensor, *, scale: flo
         mask: (B, T) bool, True on completion tokens.
         scale: a constant for the whole update, so that it neither depends on how the update is cut
             into micro-batches nor on the lengths that were sampled (which would bias it).
+        old: (B, T) log-probabilities when the tokens were sampled, for further steps: then every
+            token counts with min(ratio A, clipped ratio A), whose slope at ratio 1 is the same.
+        clip: how far the ratio may fall below and rise above 1 before it has no slope.
     """
-    per_rollout = torch.where(mask, log_prob, 0.0).sum(dim=1)  # (B,)
-    return -(advantage * per_rollout).sum() / scale
+    weight = advantage[:, None].expand_as(log_prob)
+    if old is None:
+        gain = weight * log_prob
+    else:
+        ratio = torch.where(mask, log_prob - old, 0.0).exp()
+        gain = torch.minimum(ratio * weight, ratio.clamp(1 - clip[0], 1 + clip[1]) * weight)
+    return -torch.where(mask, gain, 0.0).sum() / scale

@@ -1,25 +1,32 @@
 """The policy of stage 3: a LoopLM with AdamW that learns from judged rollouts.
 
-In: rollouts and their advantages. Out: changed weights. Only tokens that the policy sampled count,
-and only the last loop's logits, at the temperature of the sampling, so that each update is exactly
-on-policy up to the rounding of the packed kernels. All loops run and the exit gate is frozen: no
-rollout left early, so rewards say nothing about where to leave. Run the gate's own training
-(stage II of pre-training) again if early exit matters after this stage.
+In: rollouts and their advantages, part by part as they are judged. Out: changed weights. Only
+tokens that the policy sampled count, and only the last loop's logits, at the temperature of the
+sampling, so that an update is exactly on-policy up to the rounding of the packed kernels; further
+steps on the same rollouts clip the ratio to the policy that sampled them. All loops run and the
+exit gate is frozen: no rollout left early, so rewards say nothing about where to leave. Run the
+gate's own training (stage II of pre-training) again if early exit matters after this stage.
+
+Source: clipped ratio of PPO (arXiv 1707.06347) with a wider upper side, as in DAPO (arXiv
+2503.14476). The KL term is exact over the vocabulary at every sampled position, not an estimate
+from the sampled token.
 
 B rollouts, T positions, D d_model, V vocabulary, M completion tokens of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanochat_lib.config import MaxRLConfig
-from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.looplm import LoopLM, exit_pdf, expected_loops
+from nanochat_lib.train.execution import autocast
 from nanochat_lib.train.rl.advantage import policy_loss
 from nanochat_lib.train.rl.rollouts import Rollout
 
@@ -28,47 +35,137 @@ MICRO_BATCH = 16  # rollouts per forward pass; sorted by length, so that little 
 BETAS = (0.9, 0.95)
 
 
-class Policy:
-    """A model and its optimiser; the exit gate is left out of both gradient and state."""
+class Scored(NamedTuple):
+    """What a pass over rollouts gives at their completion tokens."""
 
-    def __init__(self, model: LoopLM, learning_rate: float) -> None:
-        self.model = model
-        model.exit_gate.requires_grad_(False)
-        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    log_prob: Tensor  # (B, T), 0 outside of `mask`
+    mask: Tensor  # (B, T) bool
+    log_probs: Tensor  # (M, V), of all tokens at the positions of `mask`
+    exit_prob: Tensor  # (R, M)
+
+
+@dataclass
+class _Batch:
+    """One micro-batch of an update; `old` (B, T) is filled by the first step over it."""
+
+    rollouts: list[Rollout]
+    advantage: Tensor  # (B,)
+    old: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an update came to."""
+
+    grad_norm: float = 0.0  # of the first step, before clipping
+    clipped_share: float = 0.0  # of the tokens of further steps
+    kl_nats: float = 0.0  # per token, from the base; 0 where nobody asked
+
+
+@dataclass
+class Policy:
+    """A model and its optimiser; the exit gate is left out of both gradient and state.
+
+    `learn` takes the parts of an update as they come, `step` ends it. `base` is needed for the KL
+    term only.
+    """
+
+    model: LoopLM
+    plan: MaxRLConfig
+    base: LoopLM | None = None
+    dtype: torch.dtype = torch.float32
+    _batches: list[_Batch] = field(default_factory=list)
+    _sums: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model.exit_gate.requires_grad_(False)
+        self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.named.values(), lr=learning_rate, betas=BETAS, weight_decay=0.0
+            self.named.values(), lr=self.plan.learning_rate, betas=BETAS, weight_decay=0.0
         )
 
-    def update(
-        self, rollouts: Sequence[Rollout], advantage: np.ndarray, config: MaxRLConfig
-    ) -> float:
-        """Take one step along the estimated gradient; return its norm before clipping.
+    def begin(self) -> None:
+        """Forget the gradient and the rollouts of an update that was not ended."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._batches, self._sums = [], {"kl": 0.0, "kl_tokens": 0, "clipped": 0, "tokens": 0}
+
+    def learn(self, rollouts: Sequence[Rollout], advantage: np.ndarray, *, scale: float) -> None:
+        """Add the gradient of a part of an update.
 
         Args:
             rollouts: what was sampled from this very policy.
             advantage: one number per rollout, 0 where it has nothing to say.
-            config: temperature and longest completion.
+            scale: constant of the whole update that sums are divided by (see `policy_loss`).
+        """
+        for batch in self._cut(rollouts, advantage):
+            self._pass_over(batch, scale)
+            if self.plan.inner_steps > 1:
+                self._batches.append(batch)
+
+    def step(self, *, scale: float) -> Step:
+        """Take the step of what was learned, and `inner_steps` - 1 more over the same rollouts.
 
         When every advantage is 0 (all prompts solved, or none) nothing changes.
         """
-        n_judged = sum(r.is_judged for r in rollouts)
-        used = [
-            (r, float(a)) for r, a in zip(rollouts, advantage, strict=True) if a != 0 and r.tokens
+        if all(p.grad is None for p in self.named.values()):
+            return Step()
+        norm = self._descend()
+        for _ in range(self.plan.inner_steps - 1):
+            for batch in self._batches:
+                self._pass_over(batch, scale)
+            self._descend()
+        sums = self._sums
+        return Step(
+            norm,
+            sums["clipped"] / max(sums["tokens"], 1),
+            sums["kl"] / max(sums["kl_tokens"], 1),
+        )
+
+    def _cut(self, rollouts: Sequence[Rollout], advantage: np.ndarray) -> Iterator[_Batch]:
+        """Yield micro-batches of rollouts of about equal length.
+
+        Without a KL term rollouts without an advantage have no gradient and are left out.
+        """
+        pairs = [
+            (r, float(a))
+            for r, a in zip(rollouts, advantage, strict=True)
+            if r.tokens and (a != 0 or self.plan.kl_weight)
         ]
-        if not used:
-            return 0.0
-        used.sort(key=lambda pair: len(pair[0].prompt_ids) + len(pair[0].tokens))
-        self.optimizer.zero_grad(set_to_none=True)
-        scale = float(n_judged * config.max_new_tokens)
-        for start in range(0, len(used), MICRO_BATCH):
-            part = used[start : start + MICRO_BATCH]
-            log_prob, mask = completion_log_prob(
-                self.model, [r for r, _ in part], config.temperature
-            )
-            weight = torch.tensor([a for _, a in part], dtype=log_prob.dtype)
-            policy_loss(log_prob, weight, mask, scale=scale).backward()
+        pairs.sort(key=lambda pair: len(pair[0].prompt_ids) + len(pair[0].tokens))
+        for start in range(0, len(pairs), MICRO_BATCH):
+            part = pairs[start : start + MICRO_BATCH]
+            yield _Batch([r for r, _ in part], torch.tensor([a for _, a in part]))
+
+    def _pass_over(self, batch: _Batch, scale: float) -> None:
+        scored = score(self.model, batch.rollouts, self.plan.temperature, dtype=self.dtype)
+        clip = (self.plan.clip_low, self.plan.clip_high)
+        loss = policy_loss(
+            scored.log_prob, batch.advantage, scored.mask, scale=scale, old=batch.old, clip=clip
+        )
+        if batch.old is not None:
+            ratio = (scored.log_prob - batch.old).detach().exp()[scored.mask]
+            is_clipped = (ratio < 1 - clip[0]) | (ratio > 1 + clip[1])
+            self._sums["clipped"] += int(is_clipped.sum())
+            self._sums["tokens"] += len(ratio)
+        elif self.plan.inner_steps > 1:
+            batch.old = scored.log_prob.detach()
+        if self.plan.kl_weight:
+            kl = token_kl(scored, self._base_log_probs(batch.rollouts))
+            self._sums["kl"] += float(kl.detach().sum())
+            self._sums["kl_tokens"] += len(kl)
+            loss = loss + self.plan.kl_weight * kl.sum() / scale
+        loss.backward()
+
+    def _base_log_probs(self, rollouts: Sequence[Rollout]) -> Tensor:
+        if self.base is None:
+            raise ValueError("maxrl.kl_weight needs the base model, and this policy has none")
+        with torch.no_grad():
+            return score(self.base, rollouts, self.plan.temperature, dtype=self.dtype).log_probs
+
+    def _descend(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), GRAD_CLIP)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -90,10 +187,14 @@ class Policy:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
 
-def completion_log_prob(
-    model: LoopLM, rollouts: Sequence[Rollout], temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities (B, T) of the sampled tokens, and the mask (B, T) of where they are.
+def score(
+    model: LoopLM,
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Scored:
+    """Return log-probabilities at the sampled tokens of rollouts, with their positions.
 
     Position t predicts token t + 1, so a prompt's last position is the first that counts. Logits
     are made for completion tokens only.
@@ -105,8 +206,35 @@ def completion_log_prob(
     for i, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):
         tokens[i, : len(row)] = torch.tensor(row)
         mask[i, len(rollout.prompt_ids) - 1 : len(row) - 1] = True
-    hidden = model(tokens[:, :-1]).hidden[-1][mask]  # (M, D)
-    logits = model.logits(hidden).float() / temperature  # (M, V)
-    picked = logits.log_softmax(-1).gather(1, tokens[:, 1:][mask][:, None])[:, 0]
-    log_prob = torch.zeros(mask.shape, dtype=picked.dtype)
-    return log_prob.masked_scatter(mask, picked), mask
+    with autocast(tokens.device, dtype):
+        output = model(tokens[:, :-1])
+        logits = model.logits(output.hidden[-1][mask])  # (M, V)
+    log_probs = (logits.float() / temperature).log_softmax(-1)
+    picked = log_probs.gather(1, tokens[:, 1:][mask][:, None])[:, 0]
+    log_prob = torch.zeros(mask.shape, dtype=picked.dtype).masked_scatter(mask, picked)
+    return Scored(log_prob, mask, log_probs, output.exit_prob[:, mask])
+
+
+def token_kl(scored: Scored, base_log_probs: Tensor) -> Tensor:
+    """Return the exact KL divergence (M,) of policy from base at every completion token, nats."""
+    return (scored.log_probs.exp() * (scored.log_probs - base_log_probs)).sum(-1)
+
+
+@torch.no_grad()
+def compare(
+    model: LoopLM, base: LoopLM, rollouts: Sequence[Rollout], temperature: float
+) -> dict[str, float]:
+    """Return how far a policy went from its base, and how deep its gate would think.
+
+    Returns: `kl_nats` per token, exact over the vocabulary, on texts that the policy sampled;
+    `expected_loops` of the exit distribution there, though all loops ran.
+    """
+    rollouts = sorted((r for r in rollouts if r.tokens), key=lambda r: len(r.tokens))
+    kl = loops = n = 0.0
+    for start in range(0, len(rollouts), MICRO_BATCH):
+        part = rollouts[start : start + MICRO_BATCH]
+        scored = score(model, part, temperature)
+        kl += float(token_kl(scored, score(base, part, temperature).log_probs).sum())
+        loops += float(expected_loops(exit_pdf(scored.exit_prob)).sum())
+        n += scored.log_probs.shape[0]
+    return {"kl_nats": kl / n, "expected_loops": loops / n} if n else {}

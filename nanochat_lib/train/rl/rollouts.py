@@ -1,14 +1,14 @@
-"""Stage 3's programs: sample completions of tasks, let rustc judge them, count what came out.
+"""Stage 3's programs: completions sampled from tasks, and rustc's judgement of them.
 
 In: tasks and a decode engine (`generate`). Out: `Rollout`s, with the tokens that the policy
-gradient needs, and rates with their counts. The gate has no part here: sampling runs all loops
-(exit_threshold 1), as the policy update does, so both see the same distribution.
+gradient needs. The gate has no part here: sampling runs all loops (exit_threshold 1), as the policy
+update does, so both see the same distribution.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +18,7 @@ from tokenizers import Tokenizer
 
 from nanochat_lib.config import MaxRLConfig, VerifyConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
-from nanochat_lib.intervals import bootstrap_interval
 from nanochat_lib.records import Episode, Level, Task, Verdict
-from nanochat_lib.rust.hacks import hacks_of
 from nanochat_lib.rust.programs import assemble, truncate_completion
 from nanochat_lib.rust.reward import has_compiled, reward_of
 from nanochat_lib.rust.verify import verify
@@ -59,6 +57,23 @@ class Rollout:
         """Return whether all tests passed, whatever the reward is."""
         return self.episode.verified.verdict is Verdict.PASSED
 
+    @property
+    def body(self) -> str:
+        """Return the completion without regard to white space."""
+        return " ".join(self.episode.completion.split())
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A completion before it is judged."""
+
+    task: Task
+    sample_idx: int
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    completion: str
+    token_entropy_nats: float
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -74,7 +89,13 @@ class Sampler:
         return used + max_new_tokens <= self.max_seq_len
 
     def sample(
-        self, tasks: Sequence[Task], n_samples: int, config: MaxRLConfig, *, seed: int
+        self,
+        tasks: Sequence[Task],
+        n_samples: int,
+        config: MaxRLConfig,
+        *,
+        seed: int,
+        first: int = 0,
     ) -> list[Draft]:
         """Return `n_samples` completions per task, in the order of the tasks.
 
@@ -83,14 +104,17 @@ class Sampler:
             n_samples: completions per task.
             config: temperature and length.
             seed: of the sampling.
+            first: place of the first task among all that share the seed: parts of a list of tasks
+                are completed as the whole list would be.
         """
         encoded = [(task, encode_prompt(self.tokenizer, task.prompt)) for task in tasks]
         jobs = [(task, ids, i) for task, ids in encoded for i in range(n_samples)]
+        offset = (seed << 32) + first * n_samples
         generations = self.engine.generate(
             [ids for _, ids, _ in jobs],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            seed=seed,
+            seed=[offset + i for i in range(len(jobs))],
             stop_ids=frozenset({END_OF_TEXT_ID}),
             exit_threshold=1.0,
         )
@@ -123,18 +147,6 @@ class Sampler:
 
     def _decode(self, tokens: tuple[int, ...]) -> str:
         return self.tokenizer.decode([token for token in tokens if token != END_OF_TEXT_ID])
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A completion before it is judged."""
-
-    task: Task
-    sample_idx: int
-    prompt_ids: tuple[int, ...]
-    tokens: tuple[int, ...]
-    completion: str
-    token_entropy_nats: float
 
 
 def judge(
@@ -170,78 +182,6 @@ def judge(
     return rollouts
 
 
-def rates(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Return compile and pass rate with their counts, and what the texts look like.
-
-    Unjudged programs are counted in `n_unjudged` and in nothing else.
-    """
-    judged = [r for r in rollouts if r.is_judged]
-    n_compiled, n_passed = sum(r.has_compiled for r in judged), sum(r.has_passed for r in judged)
-    low, high = interval_over_tasks(judged)
-    n = max(len(judged), 1)
-    return {
-        "compile_rate": n_compiled / n,
-        "pass_rate": n_passed / n,
-        "n_compiled": n_compiled,
-        "n_passed": n_passed,
-        "n_judged": len(judged),
-        "n_unjudged": len(rollouts) - len(judged),
-        "n_tasks": len({r.task.task_id for r in rollouts}),
-        "pass_rate_low": low,
-        "pass_rate_high": high,
-        "reward_mean": sum(r.episode.reward for r in judged) / n,
-        "distinct_bodies_rate": len({_squeezed(r) for r in rollouts}) / max(len(rollouts), 1),
-        "completion_tokens_mean": _mean(r.episode.n_tokens for r in rollouts),
-        "token_entropy_nats": _mean(r.token_entropy_nats for r in rollouts),
-    }
-
-
-def interval_over_tasks(rollouts: Iterable[Rollout]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the pass rate over tasks; (0, 1) without rollouts."""
-    by_task: dict[str, list[int]] = defaultdict(list)
-    for rollout in rollouts:
-        by_task[rollout.task.task_id].append(rollout.has_passed)
-    if not by_task:
-        return 0.0, 1.0
-    counts = np.array([(sum(passed), len(passed)) for passed in by_task.values()])
-    return bootstrap_interval(counts[:, 0], counts[:, 1])
-
-
-def guards(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
-    """Count the known ways to please a reward without solving the task.
-
-    Returns: per guard `n`, `of`, `share`, the `band` above which it is an alarm, and `alarm`.
-    """
-    found = Counter(
-        name for r in rollouts for name in hacks_of(r.task.prompt, r.episode.completion)
-    )
-    n_same = len(rollouts) - len({(r.task.task_id, _squeezed(r)) for r in rollouts})
-    counts = {
-        "empty_body": (found["empty_body"], 0.02),
-        "gives_up": (found["gives_up"], 0.02),
-        "constant_return": (found["constant_return"], 0.10),
-        "copied_prompt": (found["copied_prompt"], 0.02),
-        "duplicate_of_same_task": (n_same, 0.90),
-    }
-    n = max(len(rollouts), 1)
-    return {
-        name: {"n": k, "of": len(rollouts), "share": k / n, "band": band, "alarm": k / n > band}
-        for name, (k, band) in counts.items()
-    }
-
-
-def length_guard(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return an alarm when completions shrank below half their length (`rates` of two looks)."""
-    old, new = before["completion_tokens_mean"], after["completion_tokens_mean"]
-    share = 1 - new / old if old else 0.0
-    return {"n": round(new, 1), "of": round(old, 1), "share": share, "band": 0.5,
-            "alarm": share > 0.5}  # fmt: skip
-
-
-def _squeezed(rollout: Rollout) -> str:
-    return " ".join(rollout.episode.completion.split())
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(np.mean(values)) if values else 0.0
+def stable_seed(seed: int, purpose: str) -> int:
+    """Return a 32-bit seed that depends only on the run's seed and what it is for."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4], "big")
