@@ -12,6 +12,7 @@ import torch
 from test_maxrl import PLAN, TASKS, rollout, small_model
 
 from nanochat_lib.records import Verdict
+from nanochat_lib.train.maxrl import rate_share
 from nanochat_lib.train.rl.advantage import policy_loss
 from nanochat_lib.train.rl.policy import Policy, compare, score, token_kl
 from nanochat_lib.train.rl.warm_start import distinct_passed, warm_start
@@ -30,6 +31,9 @@ def float_model():
 
 
 def policy_of(model, base=None, **changes) -> Policy:
+    """One rate for all weights, unless another is given for the matrices."""
+    rate = changes.get("learning_rate", PLAN.learning_rate)
+    changes = {"matrix_learning_rate": rate, **changes}
     return Policy(model, PLAN.model_copy(update=changes), base)
 
 
@@ -189,3 +193,67 @@ def test_a_warm_start_makes_what_passed_likelier() -> None:
     assert (found["n_judged"], found["n_passed"], found["n_used"]) == (3, 2, 1)
     assert found["n_steps"] == 3
     assert isinstance(Counter(found["seconds"]), Counter)
+
+
+def test_the_heads_scale_is_learned_by_itself_and_folded_in() -> None:
+    """One step of Adam moves the scale by its own rate, and nothing else by its size."""
+    for good, sign in ((1.0, 1), (-1.0, -1)):
+        model = float_model()
+        policy = policy_of(model, learning_rate=1e-9, gain_learning_rate=0.05)
+        before = model.head.weight.detach().clone()
+        sure = [rollout(tokens=tuple(most_likely(model, 4)), prompt_ids=(9, 8, 7))]
+        policy.begin()
+        policy.learn(sure, np.array([good]), scale=1.0)
+        policy.step(scale=1.0)
+        expected = before * float(np.exp(sign * 0.05))
+        torch.testing.assert_close(model.head.weight.detach(), expected, rtol=1e-4, atol=1e-6)
+        assert float(policy.log_gain) == 0
+
+
+@torch.no_grad()
+def most_likely(model, n: int) -> list[int]:
+    ids = [9, 8, 7]
+    for _ in range(n):
+        ids.append(int(model.logits(model(torch.tensor([ids])).hidden[-1])[0, -1].argmax()))
+    return ids[3:]
+
+
+def test_no_rate_no_scale() -> None:
+    model = float_model()
+    policy = policy_of(model, learning_rate=1e-9, gain_learning_rate=0.0)
+    before = model.head.weight.detach().clone()
+    whole_update(policy)
+    torch.testing.assert_close(model.head.weight.detach(), before, rtol=0, atol=1e-6)
+
+
+def test_rates_stay_and_then_fall_to_nothing() -> None:
+    shares = [rate_share(step, 8) for step in range(8)]
+    assert shares == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    policy = policy_of(float_model(), learning_rate=0.01)
+    policy.set_rate(0.25)
+    assert policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+    policy.set_rate(1.0)
+    assert policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_ternary_matrices_have_a_rate_of_their_own() -> None:
+    model = float_model()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    whole_update(policy_of(model, matrix_learning_rate=0.0))
+    moved = {n.split(".")[-2] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {"embed", "head", "final_norm"} <= moved
+    assert moved.isdisjoint({"q", "k", "v", "o", "gate", "up", "down"})
+
+
+def test_the_optimisers_state_survives_a_checkpoint() -> None:
+    """Groups of rates have another order than the model's parameters."""
+    straight, resumed = float_model(), float_model()
+    policy, first = policy_of(straight), policy_of(resumed)
+    whole_update(policy)
+    whole_update(first)
+    second = policy_of(resumed)
+    second.load_state_tensors(first.state_tensors())
+    whole_update(policy)
+    whole_update(second)
+    for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from nanochat_lib.config import VerifyConfig
 from nanochat_lib.data.tinyrust import grammar
 from nanochat_lib.data.tinyrust.confirm import confirm
 from nanochat_lib.data.tinyrust.family import Err, Ok, Rust, Some, literal, plain, split_types
@@ -21,6 +22,7 @@ from nanochat_lib.data.tinyrust.generate import (
     split_of,
     write_out,
 )
+from nanochat_lib.data.tinyrust.unseen import unseen_tasks
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Level, Program, Verdict
 from nanochat_lib.rust.programs import truncate_completion
@@ -316,3 +318,22 @@ def test_a_plain_rustc_agrees(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     ran = subprocess.run(["./all"], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert f"{len(chosen)} passed; 0 failed" in ran.stdout
+
+
+def test_unseen_tasks_are_new_and_of_the_training_split(tmp_path) -> None:
+    known = {e.task.prompt for e in generate((1, 3), 600, seed=0)}
+    settings = {"known": known, "config": VerifyConfig(), "cache_dir": tmp_path}
+    found = unseen_tasks((1, 3), 40, seed=5, **settings)
+    assert len(found) == len({task.prompt for task in found}) == 40
+    assert known.isdisjoint(task.prompt for task in found)
+    assert {task.split for task in found} == {"train"}
+    assert {task.level for task in found} == {1, 3}
+    assert unseen_tasks((1, 3), 40, seed=5, **settings) == found
+    assert unseen_tasks((1, 3), 40, seed=6, **settings) != found
+
+
+def test_too_many_unseen_tasks_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr("nanochat_lib.data.tinyrust.unseen._SPARE", 1)
+    known = {e.task.prompt for e in generate((1,), 300, seed=0, splits=("train",))}
+    with pytest.raises(WorkbenchError, match=r"maxrl\.new_tasks asks for 400"):
+        unseen_tasks((1,), 400, seed=0, known=known, config=VerifyConfig(), cache_dir=None)

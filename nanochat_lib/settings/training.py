@@ -175,7 +175,15 @@ class MaxRLConfig(StageConfig):
     )
     max_new_tokens: int = Field(120, ge=8, description="longest completion in tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
-    learning_rate: float = Field(0.0003, gt=0, description="AdamW rate of the policy")
+    learning_rate: float = Field(
+        0.0003, gt=0, description="AdamW rate of what is not ternary; falls in the second half"
+    )
+    matrix_learning_rate: float = Field(
+        0.00003, ge=0, description="AdamW rate of the ternary matrices, whose codes flip by noise"
+    )
+    gain_learning_rate: float = Field(
+        0.01, ge=0, description="rate of the head's scale, which makes all choices surer; 0: none"
+    )
     advantage: Literal["maxrl", "grpo", "rloo", "reinforce"] = Field(
         "maxrl", description="how rewards of one prompt become advantages"
     )
@@ -208,6 +216,9 @@ class MaxRLConfig(StageConfig):
         False, description="raise the threshold while less compiles than targets.compile_rate"
     )
     levels: tuple[int, ...] = Field((1, 2, 3), description="TinyRust levels of the prompts")
+    new_tasks: int = Field(
+        0, ge=0, description="TinyRust tasks made anew that stage 2 never read; 0: those it read"
+    )
     task_files: tuple[str, ...] = Field(
         (), description="further prompts with tests, e.g. the tasks.jsonl of a corpus"
     )

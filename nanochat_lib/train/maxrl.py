@@ -31,13 +31,14 @@ import torch
 
 from nanochat_lib.config import MaxRLConfig, RunConfig
 from nanochat_lib.control import STOP, is_asked, must_stop
+from nanochat_lib.data.tinyrust.unseen import unseen_tasks
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.model.checkpoint import TOKENIZER, TrainState, load_checkpoint, save_checkpoint
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.records import Metric, Task
+from nanochat_lib.records import Metric, Task, as_row
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train.execution import Abandoned, choose_dtype, cpu_threads, signals_set
 from nanochat_lib.train.rl import looks, measures
@@ -52,6 +53,8 @@ from nanochat_lib.train.watch.continuous import adjust_reward_threshold
 
 STAGE = "maxrl"
 KEEP_CHECKPOINTS = 2
+STEADY = 0.5  # share of the updates before the learning rate falls
+NEW_TASKS = "new_tasks.jsonl"
 Log = Callable[[int, dict[str, float]], None]
 Report = Callable[[int, int, str], None]
 
@@ -124,7 +127,6 @@ class _Trainer:
         if plan.warm_start_tasks and "warm_start" not in self.record:
             report(0, plan.total_steps, "warm start on programs that pass")
             self.warm_start()
-            log(0, self.look("warm start"))
         while self.step < plan.total_steps:
             if must_stop(self.folder, stop, self.save):
                 self._stop(stop)
@@ -157,6 +159,8 @@ class _Trainer:
         scale = float(len(tasks) * plan.rollouts_per_prompt * plan.max_new_tokens)
         seed = stable_seed(self.config.seed, f"update {self.step}")
         rollouts: list[Rollout] = []
+        share = rate_share(self.step, plan.total_steps)
+        self.policy.set_rate(share)
         self.policy.begin()
         for part in self.attempts.stream(
             tasks, plan.rollouts_per_prompt, plan, seed=seed, seconds=seconds
@@ -172,10 +176,15 @@ class _Trainer:
         self.curriculum.learn(rollouts)
         self._remember(rollouts, {**seconds, "updates_s": time.perf_counter() - began})
         self.step += 1
-        return _metrics(rollouts, step, plan) | _throughput(rollouts, seconds) | dict(seconds)
+        return (
+            _metrics(rollouts, step, plan, share) | _throughput(rollouts, seconds) | dict(seconds)
+        )
 
     def warm_start(self) -> None:
-        """Learn what passes anyway as text, and save."""
+        """Learn what passes anyway as text, look at what that gave, and save.
+
+        That look is a point of the summary only: as metrics, step 0 is the base.
+        """
         plan = self._plan()
         tasks = self.curriculum.choose(plan.warm_start_tasks, seed=f"{self.config.seed} warm start")
         found = warm_start(
@@ -189,6 +198,7 @@ class _Trainer:
         self.engine.reload(self.policy.model)
         self.record["warm_start"] = found
         self._remember((), found["seconds"])
+        self.look("warm start")
         self.save()
 
     def look(self, moment: str) -> dict[str, float]:
@@ -277,6 +287,14 @@ class _Trainer:
         )
 
 
+def rate_share(step: int, total_steps: int) -> float:
+    """Return the share of the learning rate at an update: whole at first, 0 after the last.
+
+    Constant rates left the policy as noisy as its last updates.
+    """
+    return min(1.0, (total_steps - step) / (total_steps * (1 - STEADY)))
+
+
 def advantages_of(rollouts: Sequence[Rollout], plan: MaxRLConfig) -> np.ndarray:
     """Return one advantage per rollout; they stand in groups of one prompt each."""
     shape = (-1, plan.rollouts_per_prompt)
@@ -285,7 +303,9 @@ def advantages_of(rollouts: Sequence[Rollout], plan: MaxRLConfig) -> np.ndarray:
     return advantages(rewards, judged, plan.advantage).ravel()
 
 
-def _metrics(rollouts: Sequence[Rollout], step: Step, plan: MaxRLConfig) -> dict[str, float]:
+def _metrics(
+    rollouts: Sequence[Rollout], step: Step, plan: MaxRLConfig, share: float
+) -> dict[str, float]:
     found = measures.rates(rollouts)
     rewards = np.array([r.episode.reward for r in rollouts]).reshape(-1, plan.rollouts_per_prompt)
     values = {
@@ -298,7 +318,7 @@ def _metrics(rollouts: Sequence[Rollout], step: Step, plan: MaxRLConfig) -> dict
         Metric.COMPLETION_TOKENS: found["completion_tokens_mean"],
         Metric.TOKEN_ENTROPY: found["token_entropy_nats"],
         Metric.GRAD_NORM: step.grad_norm,
-        Metric.LEARNING_RATE: plan.learning_rate,
+        Metric.LEARNING_RATE: plan.learning_rate * share,
     }
     if plan.inner_steps > 1:
         values[Metric.CLIPPED_SHARE] = step.clipped_share
@@ -342,6 +362,7 @@ def _open_trainer(
         policy.model, max_seq_len=length, threads=hardware.cpu_threads, numa=hardware.numa_aware
     )
     sampler = Sampler(engine, load_tokenizer(loaded.tokenizer_path), length)
+    tasks = _with_new_tasks(config, tasks, folder, cache_dir)
     fitting = [task for task in tasks if sampler.fits(task, plan.max_new_tokens)]
     train, held_out = split_tasks(fitting, plan.levels, plan.final_eval_tasks, seed=config.seed)
     attempts = Attempts(
@@ -361,6 +382,28 @@ def _open_trainer(
         policy.load_state_tensors(loaded.state.tensors)
         trainer.step = loaded.step
     return trainer
+
+
+def _with_new_tasks(
+    config: RunConfig, tasks: list[Task], folder: Path, cache_dir: Path | None
+) -> list[Task]:
+    """Return the tasks, those of TinyRust's training split replaced by new ones where wanted."""
+    plan, path = config.maxrl, folder / NEW_TASKS
+    if not plan.new_tasks:
+        return tasks
+    if not path.is_file():
+        new = unseen_tasks(
+            plan.levels,
+            plan.new_tasks,
+            seed=stable_seed(config.seed, "new tasks"),
+            known={task.prompt for task in tasks},
+            config=config.verify,
+            cache_dir=cache_dir,
+        )
+        write_atomic(path, "".join(json.dumps(as_row(task)) + "\n" for task in new))
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    kept = [t for t in tasks if (t.task_set, t.split) != ("tinyrust", "train")]
+    return kept + [Task(**row | {"stop_tokens": (), "flags": ()}) for row in rows]
 
 
 def _open_policy(

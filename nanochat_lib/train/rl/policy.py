@@ -7,6 +7,11 @@ steps on the same rollouts clip the ratio to the policy that sampled them. All l
 exit gate is frozen: no rollout left early, so rewards say nothing about where to leave. Run the
 gate's own training (stage II of pre-training) again if early exit matters after this stage.
 
+What a judge rewards first is to be surer, because programs sampled at temperature 1 fail by
+single unlucky tokens. In the weights that direction is spread over the whole head, where a small
+rate takes thousands of steps; so the head's scale is a parameter of its own while training, with a
+rate of its own, and is folded into the head after every step.
+
 Source: clipped ratio of PPO (arXiv 1707.06347) with a wider upper side, as in DAPO (arXiv
 2503.14476). The KL term is exact over the vocabulary at every sampled position, not an estimate
 from the sampled token.
@@ -25,7 +30,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lib.config import MaxRLConfig
-from nanochat_lib.model.looplm import LoopLM, exit_pdf, expected_loops
+from nanochat_lib.model.looplm import BIT_LINEARS, LoopLM, exit_pdf, expected_loops
 from nanochat_lib.train.execution import autocast
 from nanochat_lib.train.rl.advantage import policy_loss
 from nanochat_lib.train.rl.rollouts import Rollout
@@ -33,6 +38,7 @@ from nanochat_lib.train.rl.rollouts import Rollout
 GRAD_CLIP = 1.0
 MICRO_BATCH = 16  # rollouts per forward pass; sorted by length, so that little is padding
 BETAS = (0.9, 0.95)
+GAIN = "head.log_gain"  # its name among the states
 
 
 class Scored(NamedTuple):
@@ -79,10 +85,22 @@ class Policy:
 
     def __post_init__(self) -> None:
         self.model.exit_gate.requires_grad_(False)
-        self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.named.values(), lr=self.plan.learning_rate, betas=BETAS, weight_decay=0.0
-        )
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        is_matrix = {n: n.split(".")[-2] in BIT_LINEARS for n in trained}
+        self.log_gain = torch.nn.Parameter(torch.zeros(()))  # of the head; 0 between two steps
+        parts = [
+            ({n: p for n, p in trained.items() if not is_matrix[n]}, self.plan.learning_rate),
+            ({n: p for n, p in trained.items() if is_matrix[n]}, self.plan.matrix_learning_rate),
+            ({GAIN: self.log_gain}, self.plan.gain_learning_rate),
+        ]
+        self.named = {n: p for part, _ in parts for n, p in part.items()}  # the optimiser's order
+        groups = [{"params": list(part.values()), "lr": r, "full": r} for part, r in parts]
+        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+
+    def set_rate(self, share: float) -> None:
+        """Let the next steps use this share of the configured rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * group["full"]
 
     def begin(self) -> None:
         """Forget the gradient and the rollouts of an update that was not ended."""
@@ -137,7 +155,8 @@ class Policy:
             yield _Batch([r for r, _ in part], torch.tensor([a for _, a in part]))
 
     def _pass_over(self, batch: _Batch, scale: float) -> None:
-        scored = score(self.model, batch.rollouts, self.plan.temperature, dtype=self.dtype)
+        gain = self.log_gain.exp()
+        scored = score(self.model, batch.rollouts, self.plan.temperature / gain, dtype=self.dtype)
         clip = (self.plan.clip_low, self.plan.clip_high)
         loss = policy_loss(
             scored.log_prob, batch.advantage, scored.mask, scale=scale, old=batch.old, clip=clip
@@ -166,6 +185,9 @@ class Policy:
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), GRAD_CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.model.head.weight.mul_(self.log_gain.exp())
+            self.log_gain.zero_()
         return float(norm)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -190,7 +212,7 @@ class Policy:
 def score(
     model: LoopLM,
     rollouts: Sequence[Rollout],
-    temperature: float,
+    temperature: float | Tensor,
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Scored:
