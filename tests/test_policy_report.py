@@ -72,7 +72,7 @@ def test_parts_are_levels_in_order_then_other_splits() -> None:
         row = summary[when]["by_level"]["1"]
         summary[when]["by_level"] = {"10": row, "2": row, "1": row}
     parts = [change.part for change in changes.changes(summary, "compile")]
-    assert parts == ["all, new parameters", "level 1", "level 2", "level 10", "new family"]
+    assert parts == ["new parameters", "level 1", "level 2", "level 10", "new family"]
 
 
 def test_paired_rises_are_shown_where_zero_is_outside() -> None:
