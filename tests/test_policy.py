@@ -31,6 +31,9 @@ def float_model():
 
 
 def policy_of(model, base=None, **changes) -> Policy:
+    """One rate for all weights, unless another is given for the matrices."""
+    rate = changes.get("learning_rate", PLAN.learning_rate)
+    changes = {"matrix_learning_rate": rate, **changes}
     return Policy(model, PLAN.model_copy(update=changes), base)
 
 
@@ -231,3 +234,26 @@ def test_rates_stay_and_then_fall_to_nothing() -> None:
     assert policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
     policy.set_rate(1.0)
     assert policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_ternary_matrices_have_a_rate_of_their_own() -> None:
+    model = float_model()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    whole_update(policy_of(model, matrix_learning_rate=0.0))
+    moved = {n.split(".")[-2] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {"embed", "head", "final_norm"} <= moved
+    assert moved.isdisjoint({"q", "k", "v", "o", "gate", "up", "down"})
+
+
+def test_the_optimisers_state_survives_a_checkpoint() -> None:
+    """Groups of rates have another order than the model's parameters."""
+    straight, resumed = float_model(), float_model()
+    policy, first = policy_of(straight), policy_of(resumed)
+    whole_update(policy)
+    whole_update(first)
+    second = policy_of(resumed)
+    second.load_state_tensors(first.state_tensors())
+    whole_update(policy)
+    whole_update(second)
+    for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -176,7 +176,10 @@ class MaxRLConfig(StageConfig):
     max_new_tokens: int = Field(120, ge=8, description="longest completion in tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     learning_rate: float = Field(
-        0.0001, gt=0, description="AdamW rate of the policy; falls to 0 in the second half"
+        0.0003, gt=0, description="AdamW rate of what is not ternary; falls in the second half"
+    )
+    matrix_learning_rate: float = Field(
+        0.00003, ge=0, description="AdamW rate of the ternary matrices, whose codes flip by noise"
     )
     gain_learning_rate: float = Field(
         0.01, ge=0, description="rate of the head's scale, which makes all choices surer; 0: none"

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lib.config import MaxRLConfig
-from nanochat_lib.model.looplm import LoopLM, exit_pdf, expected_loops
+from nanochat_lib.model.looplm import BIT_LINEARS, LoopLM, exit_pdf, expected_loops
 from nanochat_lib.train.execution import autocast
 from nanochat_lib.train.rl.advantage import policy_loss
 from nanochat_lib.train.rl.rollouts import Rollout
@@ -85,12 +85,16 @@ class Policy:
 
     def __post_init__(self) -> None:
         self.model.exit_gate.requires_grad_(False)
-        self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        is_matrix = {n: n.split(".")[-2] in BIT_LINEARS for n in trained}
         self.log_gain = torch.nn.Parameter(torch.zeros(()))  # of the head; 0 between two steps
-        rates = (self.plan.learning_rate, self.plan.gain_learning_rate)
-        parts = (list(self.named.values()), [self.log_gain])
-        groups = [{"params": p, "lr": r, "full": r} for p, r in zip(parts, rates, strict=True)]
-        self.named[GAIN] = self.log_gain
+        parts = [
+            ({n: p for n, p in trained.items() if not is_matrix[n]}, self.plan.learning_rate),
+            ({n: p for n, p in trained.items() if is_matrix[n]}, self.plan.matrix_learning_rate),
+            ({GAIN: self.log_gain}, self.plan.gain_learning_rate),
+        ]
+        self.named = {n: p for part, _ in parts for n, p in part.items()}  # the optimiser's order
+        groups = [{"params": list(part.values()), "lr": r, "full": r} for part, r in parts]
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
 
     def set_rate(self, share: float) -> None:
