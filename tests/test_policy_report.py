@@ -126,6 +126,12 @@ def test_mistakes_are_shares_of_judged_programs() -> None:
     assert codes == ["E0308", "E0425"]
 
 
+def test_no_mistake_and_no_distance_are_said_as_such() -> None:
+    found = [point(step, "look", 48, 48) | {"kl_nats": -7e-29 * step} for step in (0, 6)]
+    assert "none at all, 0.0% (update 6)" in readings.read_mistakes(found, "classes")
+    assert "stayed at 0 nats per token" in readings.read_line(found, "maxrl-kl")
+
+
 def test_a_frozen_gates_loops_are_said_not_to_be_used() -> None:
     found = maxrl_summary()["looks"]
     text = readings.read_line(found, "maxrl-loops")
