@@ -138,14 +138,15 @@ class Task:
     prompt: str
     canonical_solution: str
     tests: str
-    task_set: str  # "tinyrust" | "builtin" | "humaneval_x" | "multipl_e" | file stem
+    task_set: str  # "tinyrust" | "builtin" | "corpus" | "humaneval_x" | "multipl_e" | file stem
     prelude: str = ""  # `use` lines or stand-ins that the model does not see
     level: int = 0  # TinyRust 1..5; 0: not graded
-    family: str = ""
-    split: str = ""  # TinyRust: "train" | "held_parameters" | "held_composition" | "held_family"
+    family: str = ""  # of the corpus: the package
+    split: str = ""  # "train" | "held_parameters" | "held_composition" | "held_family" (TinyRust)
+    # | "held_package" (corpus)
     mutant: str = ""  # a wrong completion that must fail (shipped set)
     stop_tokens: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()  # flaws; of the corpus: "documentation" | "unit_tests", licence
 
 
 @dataclass(frozen=True)

@@ -244,12 +244,12 @@ MEMORY_SCRIPT = """
 import resource, sys
 from pathlib import Path
 from nanochat_lib.config import load_profile
-from nanochat_lib.data.build import build, finish, state
+from nanochat_lib.data.build import build, finish, state, tasks
 state._CACHE_KIB = 2048  # full in both, so that only growth is left
 from nanochat_lib.records import Level, Verdict, Verified
 def passed(programs, level, **_):
     return [Verified(p.program_id, Verdict.PASSED, Level(level)) for p in programs]
-build.verify = finish.verify = passed
+build.verify = finish.verify = tasks.verify = passed
 values = {"corpus.sources": ["folder"], "corpus.folder": sys.argv[1]}
 summary = build.build_corpus(load_profile("laptop", values), Path(sys.argv[2]))
 print(summary["rows"]["verified"], summary["peak_rss_mib"])

@@ -227,6 +227,9 @@ def test_a_built_corpus_is_a_source(folder, tmp_path):
         found["compile_rate"]["before"]["n_compiled"] == found["compile_rate"]["before"]["n_judged"]
     )
     assert {row["source"] for row in found["compile_rate"]["by_source"]} == {"folder", "tinyrust"}
+    lines = (tmp_path / "out/corpus_tasks.jsonl").read_text().splitlines()
+    assert found["corpus_tasks"]["by_kind"] == {"unit_tests": len(lines)}
+    assert "corpus_tasks.jsonl" in (tmp_path / "out/shards/DATASET_CARD.md").read_text()
     with pytest.raises(WorkbenchError, match="nanochat corpus --out"):
         preprocess(config_for(folder, input_dir="", corpus_dir=str(tmp_path)), tmp_path / "other")
     with pytest.raises(WorkbenchError, match="either input_dir or corpus_dir"):

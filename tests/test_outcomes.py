@@ -64,7 +64,7 @@ def test_problems_are_grouped_with_all_their_samples() -> None:
     assert a.samples[0].note == "another verdict when judged again"
     assert "1 of 2 problems solved" in first.summary
     assert "1 of 2 judged twice had another verdict" in first.summary
-    assert "1 problems are flagged" in first.summary
+    assert "1 problems carry a note" in first.summary
 
 
 def test_what_a_model_wrote_is_shown_as_text(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def build(config: RunConfig, folder: Path, console: Console) -> None:
         console.print(f"[yellow]•[/yellow] {text}", highlight=False)
     console.print(_funnel(summary["funnel"]))
     console.print(_rates(summary["compile_rate"]))
+    console.print(_tasks(summary["tasks"]))
     for title, counts in (
         ("files dropped for their licence", summary["dropped_licences"]),
         ("files passed over", summary["skipped_files"]),
@@ -74,6 +75,15 @@ def _rates(rates: dict[str, Any]) -> Table:
         share = f"{row['n_compiled'] / max(row['n_judged'], 1):.1%}"
         numbers = (f"{row['n_judged']:,}", share, f"{row['n_passed']:,}")
         table.add_row(row["source"], row["kind"], *numbers)
+    return table
+
+
+def _tasks(kinds: list[dict[str, Any]]) -> Table:
+    head = ("tests from", "judged", "passed", "kept", "to train on", "packages held out")
+    table = Table(*head, title="Tasks with hidden tests")
+    names = ("n_judged", "n_passed", "n_kept", "n_train", "n_held_package")
+    for row in kinds:
+        table.add_row(row["kind"].replace("_", " "), *(f"{row[name]:,}" for name in names))
     return table
 
 

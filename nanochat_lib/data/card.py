@@ -25,7 +25,8 @@ license: other
 Rows of `verified.parquet` were built by rustc {rustc}; rows that can run were run in a sandbox,
 with their tests. `program` is what was judged (an example with its hidden lines, a slice with what
 it needs); `text` is what a model sees. Rows that failed are in `rejected.parquet` with their
-diagnostics. `tasks.jsonl` holds functions with their unit tests.
+diagnostics. `tasks.jsonl` holds prompts with hidden tests: documentation and signature of a
+function, and its unit tests or the examples of its documentation, which then are not in the prompt.
 
 Each row has its licence (SPDX) and its origin; a notice that a licence asks for is in the package
 the row names. {filter}
@@ -44,6 +45,7 @@ def card_text(summary: dict[str, Any]) -> str:
         _HEAD.format(rustc=summary["rustc"], filter=licence_filter),
         _section("Rows", _table(("step", "rows"), _pairs(summary["funnel"], "step", "n"))),
         _section("By source and kind", _by_source(summary["compile_rate"])),
+        _section("Tasks with hidden tests", _tasks(summary["tasks"])),
         _section("Licences of the rows", _licences(summary["licences"])),
         _section("Files dropped for their licence", _named(summary["dropped_licences"])),
         _section("Files passed over", _named(summary["skipped_files"])),
@@ -83,7 +85,8 @@ def shards_card(summary: dict[str, Any], folder: Path) -> str:
     )
     names = ("source", "kind", "n_judged", "n_compiled")
     files = [*sorted((folder / "shards").glob("*.bin")), folder / "tokenizer.json"]
-    files += [folder / "verified.parquet", folder / "tasks.jsonl"]
+    names_of_rest = ("verified.parquet", "tasks.jsonl", "corpus_tasks.jsonl")
+    files += [folder / name for name in names_of_rest if (folder / name).is_file()]
     hashes = [(path.relative_to(folder).as_posix(), file_sha256(path)) for path in files]
     rates = _pairs(summary["compile_rate"]["by_source"], *names)
     return "\n".join(
@@ -138,6 +141,23 @@ def _by_source(rates: dict[str, Any]) -> str:
         "once more."
     )
     return f"{_table(head, rows)}\n\n{note}"
+
+
+def _tasks(rows: list[dict[str, Any]]) -> str:
+    names = ("kind", "n_found", "n_judged", "n_passed", "n_kept", "n_train", "n_held_package")
+    head = ("kind", "found", "judged", "passed", "kept", "to train on", "packages held out")
+    dropped = [
+        f"{row['kind']}: {n:,} dropped, {reason}"
+        for row in rows
+        for reason, n in row["dropped"].items()
+        if n
+    ]
+    note = (
+        "A task is kept when its own body passes its tests, and neither the same body behind a "
+        "panic nor a default value does."
+    )
+    table = _table(head, _pairs(rows, *names))
+    return "\n\n".join([table, note, *([_list(dropped)] if dropped else [])])
 
 
 def _sources(summary: dict[str, Any]) -> str:

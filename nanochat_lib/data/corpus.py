@@ -1,11 +1,11 @@
 """Stage 1: from raw Rust to verified rows, a tokenizer and token shards.
 
 Input: a `RunConfig` and the stage's folder. Output in that folder: `verified.parquet`,
-`rejected.parquet`, `tasks.jsonl`, `tokenizer.json`, `shards/` with a dataset card,
-`validation_real.txt` and `summary.json`. The order of work is the order of the functions in
-`preprocess`: collect, judge by rustc, balance, keep benchmarks out, split by group, generate
-TinyRust, write. The same sources, toolchain and seed give the same files byte for byte; times are
-in the summary only.
+`rejected.parquet`, `tasks.jsonl` (TinyRust's; with a corpus also `corpus_tasks.jsonl`),
+`tokenizer.json`, `shards/` with a dataset card, `validation_real.txt` and `summary.json`. The order
+of work is the order of the functions in `preprocess`: collect, judge by rustc, balance, keep
+benchmarks out, split by group, generate TinyRust, write. The same sources, toolchain and seed give
+the same files byte for byte; times are in the summary only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nanochat_lib.data import rows, select
 from nanochat_lib.data.augment.stage import more_rows
 from nanochat_lib.data.card import shards_card
 from nanochat_lib.data.rows import Judged
-from nanochat_lib.data.sources.built import built_candidates
+from nanochat_lib.data.sources.built import built_candidates, carry_tasks
 from nanochat_lib.data.sources.candidates import (
     MAX_TEXT_BYTES,
     MIN_TEXT_BYTES,
@@ -129,10 +129,13 @@ def preprocess(
         after = recheck(work, chosen.kept)
     with work.step("tokens", "training the tokenizer, writing shards"):
         facts = rows.write_corpus(folder, config, judged, chosen, tiny)
+    with work.step("tasks", "splitting the corpus's tasks"):
+        corpus_tasks = carry_tasks(config.data.corpus_dir, chosen.kept, folder)
     summary = {
         "funnel": work.funnel,
         **rows.summarise(config, judged, chosen, tiny, after),
         **facts,
+        "corpus_tasks": corpus_tasks,
         "augmentation": more.table,
         "vocabularies": vocabularies(work, chosen, tiny),
         "gates": gates.summary,

@@ -23,6 +23,7 @@ import zstandard
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.difficulty import CLASSES, difficulty_of
+from nanochat_lib.data.select import TRAIN
 from nanochat_lib.data.shards import write_index, write_shard
 from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.tinyrust.generate import TinyExample
@@ -39,7 +40,6 @@ from nanochat_lib.runs import write_atomic, write_binary
 from nanochat_lib.rust.programs import assemble
 from nanochat_lib.rust.syntax import SyntaxFeatures, features
 
-TRAIN = "train"
 _COMPRESSED_BYTES = 8_000_000  # of held-out text at most; xz -9e takes a second for each million
 _LIST_COLUMNS = {"codes": pl.List(pl.String)}
 _INTEGERS = (

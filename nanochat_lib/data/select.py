@@ -17,6 +17,7 @@ import numpy as np
 
 from nanochat_lib.data.ngrams import lexeme_hashes, run_hashes
 from nanochat_lib.data.sources.candidates import Candidate, seeded_order
+from nanochat_lib.records import Task
 
 # Shares of the kinds when the sources offer more than is wanted; a kind that runs short leaves its
 # places to the others. Examples come first because nearly all of them compile, slices do in a third
@@ -25,6 +26,8 @@ KIND_SHARES = {"doc_example": 0.75, "function": 0.25, "test": 0.25, "file": 0.25
 # Shared tokens in a row that count as contamination. Idioms such as
 # `for (i, x) in xs.iter().enumerate() {` are 17 tokens long and no one's property.
 NGRAM_TOKENS = 30
+TRAIN = "train"
+HELD_PACKAGE = "held_package"  # split of a corpus's task: nothing of its package is trained on
 
 _NUMBER_TYPE = re.compile(r"\b(?:[iu](?:8|16|32|64|128|size)|f(?:16|32|64|128))\b")
 _NUMBER = re.compile(r"\b\d[\w.]*")
@@ -118,10 +121,35 @@ class Benchmarks:
 
     def has_any(self, lexemes: np.ndarray) -> bool:
         """Return the same for a text whose lexemes are hashed already."""
-        runs = run_hashes(lexemes, NGRAM_TOKENS)
+        return bool(len(self.shared(run_hashes(lexemes, NGRAM_TOKENS))))
+
+    def shared(self, runs: np.ndarray) -> np.ndarray:
+        """Return those of some hashes of runs that benchmarks have, too."""
+        if not len(self._ngrams):
+            return self._ngrams
         places = np.searchsorted(self._ngrams, runs)
         places[places == len(self._ngrams)] = 0
-        return bool(len(self._ngrams)) and bool((self._ngrams[places] == runs).any())
+        return runs[self._ngrams[places] == runs]
+
+
+def known_tasks(tasks: Sequence[Task], texts: Iterable[str]) -> frozenset[str]:
+    """Return the ids of tasks whose function shares `NGRAM_TOKENS` tokens in a row with a text.
+
+    Args:
+        tasks: held out.
+        texts: what is trained on; read once, one at a time.
+    """
+    functions = [task.prompt + task.canonical_solution for task in tasks]
+    held = Benchmarks(functions)
+    seen: set[int] = set()
+    for text in texts:
+        seen.update(held.shared(run_hashes(lexeme_hashes(text), NGRAM_TOKENS)).tolist())
+    known = zip(tasks, functions, strict=True)
+    return frozenset(
+        task.task_id
+        for task, text in known
+        if not seen.isdisjoint(run_hashes(lexeme_hashes(text), NGRAM_TOKENS).tolist())
+    )
 
 
 def held_out_groups(sizes: Mapping[str, int], fraction: float, seed: int) -> frozenset[str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.augment.variants import Parent, Variant, augment
-from nanochat_lib.data.rows import TRAIN, Judged
+from nanochat_lib.data.rows import Judged
+from nanochat_lib.data.select import TRAIN
 from nanochat_lib.records import Verified
 
 

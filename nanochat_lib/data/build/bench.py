@@ -1,7 +1,8 @@
 """Measure a build against the verification engine alone, on the same rows.
 
 Input: settings of a corpus whose downloads are there. Output: seconds and rows per second of both,
-and their ratio: what reading, dedup and writing cost beside judging. Run it with
+and their ratio: what reading, dedup, trying wrong bodies on tasks and writing cost beside judging.
+Rows here are all that is judged once, tasks of documentation, too. Run it with
 `python -m nanochat_lib.data.build.bench --set '{"corpus.debian_packages": 60}'`.
 """
 

@@ -1,13 +1,14 @@
 """Build a corpus: `nanochat corpus`, from archives and folders to verified rows.
 
 Input: a `RunConfig` and a folder. Output there: `verified.parquet`, `rejected.parquet`,
-`tasks.jsonl` (functions with their tests), `summary.json` and `DATASET_CARD.md`; also `downloads/`
+`tasks.jsonl` (prompts with hidden tests), `summary.json` and `DATASET_CARD.md`; also `downloads/`
 and `state.sqlite`, by which a build that was stopped or killed goes on where it was. The same
 sources, settings and toolchain give the same tables byte for byte, however often the build was
 killed, and whether it ran here or on a cluster.
 
 The order of work is the one of `build_corpus`: plan, then read the next files while rustc judges
-the rows of those before, then split and write. Reading runs in one thread beside the judge.
+the rows of those before, then try wrong bodies on the tasks, then split and write. Reading runs in
+one thread beside the judge.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from nanochat_lib.data.build import finish
 from nanochat_lib.data.build.plan import benchmark_texts, plan_units
 from nanochat_lib.data.build.prepare import Prepared, Reader
 from nanochat_lib.data.build.state import State
+from nanochat_lib.data.build.tasks import try_tasks
 from nanochat_lib.data.select import Benchmarks
 from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.errors import WorkbenchError
@@ -86,6 +88,7 @@ def build_corpus(
     _begin(work, folder, toolchain)
     seconds = {"plan": time.perf_counter() - began}
     _read_and_judge(work, folder, benchmarks)
+    try_tasks(work.state, config.verify, work.tell)
     seconds["read and judge"] = time.perf_counter() - began - sum(seconds.values())
     work.tell("writing")
     summary = finish.write(config, work.state, folder, toolchain.version)

@@ -20,20 +20,24 @@ import polars as pl
 from nanochat_lib.config import RunConfig
 from nanochat_lib.data.build import prepare
 from nanochat_lib.data.build.state import EXACT, NEAR, State
+from nanochat_lib.data.build.tasks import write_tasks
 from nanochat_lib.data.card import card_text
 from nanochat_lib.data.corpus import RECHECKED_ROWS, require_compile_rate
 from nanochat_lib.data.rows import table_row, table_schema
 from nanochat_lib.data.select import held_out_groups
+from nanochat_lib.data.sources.candidates import TASK_ONLY
 from nanochat_lib.data.sources.units import file_sha256, units_hash
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.records import Level, Program, Verdict, as_row
+from nanochat_lib.records import Level, Program, Verdict
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.rust.syntax import features
 from nanochat_lib.rust.verify import verify
 
 _ROWS_PER_PIECE = 2_000
-_PASSED = "verdict = 'PASSED'"
-_REJECTED = "verdict NOT IN ('PASSED', '')"
+_IS_ROW = f"kind != '{TASK_ONLY}'"
+_PASSED = f"verdict = 'PASSED' AND {_IS_ROW}"
+_JUDGED = f"verdict NOT IN ('', 'UNJUDGED') AND {_IS_ROW}"
+_REJECTED = f"verdict NOT IN ('PASSED', '') AND {_IS_ROW}"
 # What a row can end at before it is judged, in the order of the work.
 ENDS = (
     prepare.UNFIT_SIZE, prepare.NIGHTLY, prepare.OUTSIDE, prepare.BENCHMARK, EXACT, NEAR,
@@ -56,11 +60,13 @@ def write(config: RunConfig, state: State, folder: Path, rustc: str) -> dict[str
     lost = (table_row(c, v, features(c.row.text)) for _, c, v in state.judged(_REJECTED))
     n_kept = _write_table(kept, folder / "verified.parquet")
     n_lost = _write_table(lost, folder / "rejected.parquet")
-    n_tasks = _write_tasks(state, folder / "tasks.jsonl")
+    tasks = write_tasks(state, held, folder / "tasks.jsonl")
+    n_tasks = sum(row["n_kept"] for row in tasks)
     after = recheck(config, state)
     files = ("verified.parquet", "rejected.parquet", "tasks.jsonl")
     return {
         "rows": {"verified": n_kept, "rejected": n_lost, "tasks": n_tasks},
+        "tasks": tasks,
         **_counts(state),
         "funnel": _funnel(state, held),
         "compile_rate": {"by_source": _by_source(state), "after": after},
@@ -138,20 +144,8 @@ def _write_table(rows: Iterable[dict[str, Any]], path: Path) -> int:
     return n_rows
 
 
-def _write_tasks(state: State, path: Path) -> int:
-    """Write the tasks of tested functions that passed, one JSON object a line."""
-    n_tasks = 0
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for _, candidate, _ in state.judged(f"{_PASSED} AND kind = 'test' AND level = 'test'"):
-            file.write(json.dumps(as_row(candidate.task), ensure_ascii=False) + "\n")
-            n_tasks += 1
-    partial.replace(path)
-    return n_tasks
-
-
 def _steps(state: State) -> Iterator[tuple[str, int]]:
-    yield from state.query("SELECT step, SUM(n) FROM counts GROUP BY step")
+    yield from state.query(f"SELECT step, SUM(n) FROM counts WHERE {_IS_ROW} GROUP BY step")
 
 
 def _counts(state: State) -> dict[str, Any]:
@@ -174,8 +168,8 @@ def _funnel(state: State, held: frozenset[str]) -> list[dict[str, Any]]:
         left -= steps.get(end, 0)
         funnel.append({"step": f"without: {end}", "n": left})
     for step, where in (
-        ("judged", "verdict NOT IN ('', 'UNJUDGED')"),
-        ("compiled", "compiled"),
+        ("judged", _JUDGED),
+        ("compiled", f"compiled AND {_IS_ROW}"),
         ("passed", _PASSED),
     ):
         (n,) = state.query(f"SELECT COUNT(*) FROM rows WHERE {where}")[0]
@@ -196,7 +190,7 @@ def _by_source(state: State) -> list[dict[str, Any]]:
     }
     judged = state.query(
         "SELECT source, kind, COUNT(*), SUM(compiled), SUM(verdict = 'PASSED') FROM rows"
-        " WHERE verdict NOT IN ('', 'UNJUDGED') GROUP BY source, kind ORDER BY source, kind"
+        f" WHERE {_JUDGED} GROUP BY source, kind ORDER BY source, kind"
     )
     return [
         {
@@ -213,7 +207,8 @@ def _by_source(state: State) -> list[dict[str, Any]]:
 
 def _error_codes(state: State) -> list[dict[str, Any]]:
     found = state.query(
-        "SELECT code, COUNT(*) FROM rows WHERE code != '' GROUP BY code ORDER BY 2 DESC, 1"
+        f"SELECT code, COUNT(*) FROM rows WHERE code != '' AND {_IS_ROW}"
+        " GROUP BY code ORDER BY 2 DESC, 1"
     )
     return [{"code": code, "n": n} for code, n in found]
 

@@ -21,7 +21,12 @@ from rensa import RMinHash
 from nanochat_lib.data.extraction.slices import names_outside
 from nanochat_lib.data.ngrams import lexeme_hashes, run_hashes
 from nanochat_lib.data.select import Benchmarks, content_hash, needs_nightly, without_numbers
-from nanochat_lib.data.sources.candidates import MAX_TEXT_BYTES, MIN_TEXT_BYTES, Candidate
+from nanochat_lib.data.sources.candidates import (
+    MAX_TEXT_BYTES,
+    MIN_TEXT_BYTES,
+    TASK_ONLY,
+    Candidate,
+)
 from nanochat_lib.data.sources.units import ReadFile, Unit, read_unit
 from nanochat_lib.records import Level
 
@@ -93,6 +98,8 @@ class Reader:
         )  # fmt: skip
         for candidate in read.candidates:
             kind = candidate.row.kind
+            if kind == TASK_ONLY and not self.needs_tests:
+                continue
             made.found[FOUND, unit.source, kind] += 1
             row = self._row(candidate)
             if isinstance(row, Row):
@@ -116,8 +123,11 @@ class Reader:
             return BENCHMARK
         digest = minhash(text)
         level = Level.TEST if self.needs_tests and candidate.row.runnable else Level.BUILD
-        exact = int.from_bytes(bytes.fromhex(content_hash(text)[:16]), "little", signed=True)
-        return Row(candidate, level, exact, digest.tobytes(), _bands(digest))
+        # A task repeats the row of its function by nature: tasks are compared with tasks alone.
+        space = TASK_ONLY if candidate.row.kind == TASK_ONLY else ""
+        whole = content_hash(space + text)
+        exact = int.from_bytes(bytes.fromhex(whole[:16]), "little", signed=True)
+        return Row(candidate, level, exact, digest.tobytes(), _bands(digest, space.encode()))
 
 
 def minhash(text: str) -> np.ndarray:
@@ -136,11 +146,11 @@ def likeness(a: bytes, b: bytes) -> float:
     return float((np.frombuffer(a, np.uint32) == np.frombuffer(b, np.uint32)).mean())
 
 
-def _bands(digest: np.ndarray) -> tuple[int, ...]:
-    """Return a 64-bit hash of each band of the digest; the band's number enters it."""
+def _bands(digest: np.ndarray, space: bytes) -> tuple[int, ...]:
+    """Return a 64-bit hash of each band of the digest; its number and the space enter it."""
     parts = digest.reshape(-1, _BAND_ROWS)
     hashes = (
-        hashlib.blake2b(bytes([n]) + part.tobytes(), digest_size=8).digest()
+        hashlib.blake2b(space + bytes([n]) + part.tobytes(), digest_size=8).digest()
         for n, part in enumerate(parts)
     )
     return tuple(int.from_bytes(found, "little", signed=True) for found in hashes)

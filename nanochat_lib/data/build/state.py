@@ -1,9 +1,9 @@
 """The state of a corpus while it is built: one SQLite file, so that nothing is lost or done twice.
 
 Holds the plan (units), the position of the reader, every row that is worth judging with its
-verdict, the dedup index and the counts of the funnel. Each step is one transaction: after a crash
-the file is as before the step or as after it. Memory is bounded by SQLite's cache, whatever the
-size of the corpus.
+verdict, what became of tasks, the dedup index and the counts of the funnel. Each step is one
+transaction: after a crash the file is as before the step or as after it. Memory is bounded by
+SQLite's cache, whatever the size of the corpus.
 
 Dedup: a row ends when an earlier one has the same text (white space apart), or when the MinHash
 estimate of shared shingles reaches the threshold. Earlier rows are met through bands of the MinHash
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanochat_lib.data.build.prepare import Prepared, Row, likeness
-from nanochat_lib.data.sources.candidates import Candidate
+from nanochat_lib.data.sources.candidates import Candidate, task_of
 from nanochat_lib.data.sources.units import Unit
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.records import Diagnostic, Level, RustSource, Task, Verdict, Verified
@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS counts (
     step TEXT, source TEXT, kind TEXT, n INTEGER NOT NULL, PRIMARY KEY (step, source, kind)
 );
 CREATE TABLE IF NOT EXISTS problems (text TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS trials (row INTEGER PRIMARY KEY, outcome TEXT NOT NULL);
 """
 
 
@@ -212,6 +213,23 @@ class State:
             again = "UPDATE rows SET verdict = '' WHERE verdict = 'UNJUDGED'"
             return self.db.execute(again).rowcount > 0
 
+    def next_tasks(self, most: int) -> list[tuple[int, Task]]:
+        """Return the next tasks whose solution passed and that no wrong body was tried on."""
+        found = self.db.execute(
+            "SELECT id, record FROM rows WHERE verdict = 'PASSED' AND level = 'test'"
+            " AND kind IN ('test', 'task') AND id NOT IN (SELECT row FROM trials)"
+            " ORDER BY id LIMIT ?",
+            (most,),
+        )
+        candidates = ((row, candidate_of(record)) for row, record in found)
+        return [(row, c.task) for row, c in candidates if c.task is not None]
+
+    def try_out(self, outcomes: Iterable[tuple[int, str]]) -> None:
+        """Store by row what became of tasks."""
+        with self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            self.db.executemany("INSERT INTO trials VALUES (?, ?)", outcomes)
+
     # --- looking --------------------------------------------------------------------------------
 
     def query(self, sql: str, *values: object) -> list[tuple]:
@@ -240,10 +258,8 @@ def candidate_of(record: str) -> Candidate:
     """Return the candidate of a stored record."""
     found = json.loads(record)
     task = found["task"]
-    if task is not None:
-        task |= {name: tuple(task[name]) for name in ("stop_tokens", "flags")}
     row = RustSource(**found["row"])
-    return Candidate(row, found["program"], found["edition"], Task(**task) if task else None)
+    return Candidate(row, found["program"], found["edition"], task_of(task) if task else None)
 
 
 def _judgement(verified: Verified) -> str:

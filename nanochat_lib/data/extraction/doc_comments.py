@@ -15,6 +15,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from nanochat_lib.data.extraction.pages import Example, example_of
 
@@ -28,6 +29,15 @@ _EDITION = re.compile(r"edition(\d{4})")
 _ERROR_CODE = re.compile(r"E\d{4}")
 
 
+@dataclass(frozen=True)
+class Block:
+    """A closed fenced block: what its fence says, what is inside, and the lines it takes up."""
+
+    info: str
+    lines: list[str]
+    place: range  # of lines of the comment, with both fences
+
+
 def comment_examples(source: str, edition: str) -> Iterator[Example]:
     """Yield the examples of a file's documentation comments, in file order by kind of comment.
 
@@ -36,18 +46,18 @@ def comment_examples(source: str, edition: str) -> Iterator[Example]:
     """
     if "```" not in source and "~~~" not in source:
         return
-    for comment in _comments(source):
-        for info, lines in _blocks(comment):
-            marks = _marks(info)
-            if marks is None or marks & {"ignore", "compile_fail"} or not any(lines):
+    for comment in comments_of(source):
+        for block in blocks_of(comment):
+            marks = marks_of(block.info)
+            if marks is None or marks & {"ignore", "compile_fail"} or not any(block.lines):
                 continue
             named = [m[1] for mark in marks if (m := _EDITION.fullmatch(mark))]
-            shown, whole = _without_hidden(lines)
+            shown, whole = without_hidden(block.lines)
             if shown.strip():
                 yield example_of(shown, whole, marks, named[0] if named else edition)
 
 
-def _comments(source: str) -> Iterator[list[str]]:
+def comments_of(source: str) -> Iterator[list[str]]:
     """Yield each documentation comment as its lines, indented alike."""
     run: list[str] = []
     for line in source.splitlines():
@@ -68,22 +78,21 @@ def _dedented(lines: list[str]) -> list[str]:
     return textwrap.dedent("\n".join(lines)).splitlines()
 
 
-def _blocks(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (what the fence says, the lines inside) of each closed fenced block."""
-    fence, info, inside = "", "", []
-    for line in lines:
+def blocks_of(lines: list[str]) -> Iterator[Block]:
+    """Yield the closed fenced blocks of a comment."""
+    fence, info, first = "", "", 0
+    for n, line in enumerate(lines):
         match = _FENCE.match(line)
-        if fence:
-            if match and match["fence"].startswith(fence) and not match["info"].strip():
-                yield info, inside
-                fence = ""
-            else:
-                inside.append(line)
-        elif match:
-            fence, info, inside = match["fence"], match["info"], []
+        if not match:
+            continue
+        if not fence:
+            fence, info, first = match["fence"], match["info"], n
+        elif match["fence"].startswith(fence) and not match["info"].strip():
+            yield Block(info, lines[first + 1 : n], range(first, n + 1))
+            fence = ""
 
 
-def _marks(info: str) -> frozenset[str] | None:
+def marks_of(info: str) -> frozenset[str] | None:
     """Return the words of a fence; None when they say that the block is not Rust."""
     marks = frozenset(word for word in re.split(r"[,\s]+", info) if word)
     targets = {mark for mark in marks if mark.startswith("ignore-")}
@@ -96,7 +105,7 @@ def _marks(info: str) -> frozenset[str] | None:
     return marks if is_known or "rust" in marks else None
 
 
-def _without_hidden(lines: list[str]) -> tuple[str, str]:
+def without_hidden(lines: list[str]) -> tuple[str, str]:
     """Return what a reader sees and what is compiled: `# x` is hidden, `## x` shows `# x`."""
     shown, whole = [], []
     for line in lines:

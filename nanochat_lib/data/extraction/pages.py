@@ -36,8 +36,8 @@ _BORING = re.compile(r'<span class="boring">.*?</span>', re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 _LINE_NUMBER = re.compile(r"<a [^>]*data-nosnippet[^>]*>\d+</a>")
 # Of no effect on a verdict, but a program with inner attributes must be compiled alone.
-_ALLOW_UNUSED = re.compile(r"^[ \t]*#!\[allow\((?:unused\w*|dead_code)\)\][ \t]*\n", re.MULTILINE)
-_MAIN = re.compile(r"^\s*(?:pub\s+)?(?:async\s+)?fn\s+main\s*\(", re.MULTILINE)
+ALLOW_UNUSED = re.compile(r"^[ \t]*#!\[allow\((?:unused\w*|dead_code)\)\][ \t]*\n", re.MULTILINE)
+MAIN = re.compile(r"^\s*(?:pub\s+)?(?:async\s+)?fn\s+main\s*\(", re.MULTILINE)
 _CRATE_LINE = re.compile(r"^\s*(?:#!\[|extern crate )")
 _NO_RUN_FENCE = re.compile(
     r"^[ \t]*//[/!] ?`{3,}(?:rust, ?)?no_run[^\n]*\n(?P<body>(?:[ \t]*//[/!][^\n]*\n)*?)"
@@ -116,7 +116,7 @@ def wrap_main(code: str) -> str:
     Crate attributes and `extern crate` lines stay in front of the new `fn main`. An example that
     ends in `Ok::<(), E>(())` may use `?`: it becomes the body of a function that `main` unwraps.
     """
-    if _MAIN.search(code):
+    if MAIN.search(code):
         return code
     lines = code.splitlines()
     front = [line for line in lines if _CRATE_LINE.match(line)]
@@ -131,7 +131,7 @@ def example_of(
     visible: str, whole: str, marks: frozenset[str], edition: str | None = None
 ) -> Example:
     """Return an example from its two texts and the marks of its block."""
-    program = wrap_main(_ALLOW_UNUSED.sub("", whole))
+    program = wrap_main(ALLOW_UNUSED.sub("", whole))
     must_panic = bool(marks & _PANICS)
     if must_panic:
         program = program.rstrip() + _PANIC_TEST

@@ -25,7 +25,7 @@ from nanochat_lib.data.extraction.slices import (
     parsed,
     write_out,
 )
-from nanochat_lib.rust.syntax import tree_of
+from nanochat_lib.rust.syntax import tokens, tree_of
 
 MAX_TESTS = 8  # of one function
 MAX_LINES = 160  # of the whole program
@@ -81,21 +81,37 @@ def _tested(item: Item, plain: list[Item], tests: list[Item]) -> list[Item]:
 def _make(
     item: Item, tests: list[Item], plain: list[Item], helpers: list[Item]
 ) -> FunctionWithTests | None:
-    """Return the task, or None when it is too long, has no body or needs what is not here."""
-    brace = _opening_brace(item.text)
-    if brace < 0:
-        return None
     beside = _needed(tests, helpers)
     words = frozenset().union(*(part.words for part in (*tests, *beside)))
-    items = [part for part in closure_of([item], plain, words) if part is not item]
     body = [_GLOB_OF_PARENT.sub("", part.text).strip() for part in beside]
     inside = "\n\n".join([*filter(None, body), *(test.text for test in tests)])
+    return cut_out(item, plain, words, inside)
+
+
+def cut_out(
+    item: Item, items: list[Item], words: frozenset[str], inside: str, before: str | None = None
+) -> FunctionWithTests | None:
+    """Return a function with what it and its tests need.
+
+    Args:
+        item: the function.
+        items: of its file, tests apart.
+        words: that the tests name.
+        inside: of the module of tests, without the `use` of its parent.
+        before: comments and attributes of the function, where they are not to be its own.
+
+    Returns: None when the program is too long, has no body or needs what is not here.
+    """
+    start, brace = places_of(item.text)
+    if brace < 0:
+        return None
+    needed = [part for part in closure_of([item], items, words) if part is not item]
     made = FunctionWithTests(
         name=min(item.names),
-        prelude=write_out(items) + "\n\n" if items else "",
-        prompt=item.text[: brace + 1],
+        prelude=write_out(needed) + "\n\n" if needed else "",
+        prompt=(item.text[:start] if before is None else before) + item.text[start : brace + 1],
         solution=item.text[brace + 1 :],
-        tests=f"#[cfg(test)]\nmod tests {{\n    use super::*;\n\n{_indented(inside)}\n}}\n",
+        tests=f"#[cfg(test)]\nmod tests {{\n    use super::*;\n\n{indented(inside)}\n}}\n",
     )
     is_fit = made.program.count("\n") <= MAX_LINES and not names_outside(made.program)
     return made if is_fit else None
@@ -106,9 +122,11 @@ def _needed(tests: list[Item], helpers: list[Item]) -> list[Item]:
     return closure_of([], helpers, words)
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
     """Return text one level deeper; a text with a line break inside a literal stays as it is."""
-    has_long_literal = re.search(r'r#*"|"[^"\n]*\n', text)
+    has_long_literal = any(
+        "\n" in token.text for token in tokens(text) if token.kind in ("string", "open_quote")
+    )
     return text if has_long_literal else textwrap.indent(textwrap.dedent(text), "    ")
 
 
@@ -127,9 +145,15 @@ def _test_module(data: bytes, root: Node) -> list[Item]:
     return found
 
 
-def _opening_brace(text: str) -> int:
-    """Return the place of the brace that opens a function's body, or -1."""
+def places_of(text: str) -> tuple[int, int]:
+    """Return where a function starts, behind comments and attributes, and its opening brace.
+
+    Returns: -1 for what is not there.
+    """
     root = tree_of(text).root_node
     function = next((node for node in root.children if node.type == "function_item"), None)
     body = function.child_by_field_name("body") if function else None
-    return len(text.encode()[: body.start_byte].decode()) if body else -1
+    data = text.encode()
+    ends = (node.start_byte if node else None for node in (function, body))
+    start, brace = (-1 if end is None else len(data[:end].decode()) for end in ends)
+    return start, brace

@@ -11,16 +11,23 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nanochat_lib.data.extraction.doc_comments import comment_examples
+from nanochat_lib.data.extraction.doc_tests import documented_functions
 from nanochat_lib.data.extraction.pages import DEFAULT_EDITION, Example
 from nanochat_lib.data.extraction.slices import library_source, self_contained_slices
-from nanochat_lib.data.extraction.unit_tests import functions_with_tests
+from nanochat_lib.data.extraction.unit_tests import FunctionWithTests, functions_with_tests
 from nanochat_lib.data.sources.packages import Package
 from nanochat_lib.records import RustSource, Task
 
 MAX_TEXT_BYTES = 16_000  # of an example, a slice, or a function with its tests
 MIN_TEXT_BYTES = 24
+# Kinds of tasks, the first of a task's flags: where its tests come from.
+DOCUMENTATION = "documentation"
+UNIT_TESTS = "unit_tests"
+# Kind of a candidate that is a task and no row: its function is one already, its examples, too.
+TASK_ONLY = "task"
 LIBRARY_CRATES = frozenset({"core", "alloc", "std"})
 # An example that reaches for files, the network or other processes is built and not run: it would
 # fail in the sandbox whatever it is worth, and running it alone costs ten times a shared build.
@@ -29,7 +36,10 @@ _REACHES_OUT = re.compile(r"\b(?:net|os|fs|process|env)::|\bstdin\(")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row to be, and the program that decides about it; of a tested function also its task."""
+    """A row to be, and the program that decides about it; of a tested function also its task.
+
+    One of kind `TASK_ONLY` is judged for its task and never becomes a row.
+    """
 
     row: RustSource
     program: str
@@ -50,7 +60,7 @@ class RustFile:
 
 
 def file_candidates(file: RustFile) -> Iterator[Candidate]:
-    """Yield slices, tested functions and examples of a file, then the file itself."""
+    """Yield slices, tested functions, examples and documented ones of a file, then itself."""
     library = file.package.name if file.package.name in LIBRARY_CRATES else ""
     text = library_source(file.text, library) if library else file.text
     place = f"{file.source}/{file.origin}/{file.path}"
@@ -76,9 +86,14 @@ def file_candidates(file: RustFile) -> Iterator[Candidate]:
             runnable=False,
         )
         yield Candidate(part, piece.text, edition)
-    yield from _tested(text, row, place, edition)
+    for n, found in enumerate(functions_with_tests(text)):
+        yield _with_task(found, replace(row, source_id=f"{place}#test{n}", kind="test"), edition)
     for n, example in enumerate(comment_examples(file.text, edition)):
         yield example_candidate(example, row, f"{place}#doc{n}")
+    for n, found in enumerate(documented_functions(text, file.package.crate)):
+        if not _REACHES_OUT.search(found.program):
+            task_row = replace(row, source_id=f"{place}#doctask{n}", kind=TASK_ONLY)
+            yield _with_task(found, task_row, DEFAULT_EDITION)
     yield Candidate(row, text, edition)
 
 
@@ -95,25 +110,31 @@ def example_candidate(example: Example, row: RustSource, source_id: str) -> Cand
     return Candidate(row, example.program, example.edition)
 
 
-def _tested(text: str, row: RustSource, place: str, edition: str) -> Iterator[Candidate]:
-    """Yield the functions of a file with their tests, each also as a task."""
-    for n, found in enumerate(functions_with_tests(text)):
-        part = replace(
-            row,
-            source_id=f"{place}#test{n}",
-            text=found.program.rstrip(),
-            kind="test",
-            runnable=not _REACHES_OUT.search(found.program),
-        )
-        task = Task(
-            task_id=part.source_id,
-            prompt=found.prompt,
-            canonical_solution=found.solution,
-            tests=found.tests,
-            task_set="corpus",
-            prelude=found.prelude,
-        )
-        yield Candidate(part, found.program, edition, task)
+def _with_task(found: FunctionWithTests, row: RustSource, edition: str) -> Candidate:
+    """Return a function with its tests as a candidate that is also a task."""
+    program = found.program
+    row = replace(row, text=program.rstrip(), runnable=not _REACHES_OUT.search(program))
+    task = Task(
+        task_id=row.source_id,
+        prompt=found.prompt,
+        canonical_solution=found.solution,
+        tests=found.tests,
+        task_set="corpus",
+        prelude=found.prelude,
+        family=row.package,
+        flags=(DOCUMENTATION if row.kind == TASK_ONLY else UNIT_TESTS, f"licence {row.licence}"),
+    )
+    return Candidate(row, program, edition, task)
+
+
+def task_of(found: dict[str, Any]) -> Task:
+    """Return the task of a JSON object.
+
+    Raises:
+        TypeError: it has other keys than a task.
+    """
+    tuples = {name: tuple(found.get(name, ())) for name in ("stop_tokens", "flags")}
+    return Task(**(found | tuples))
 
 
 def seeded_order(seed: int, key: str) -> bytes:

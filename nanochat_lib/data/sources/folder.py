@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nanochat_lib.data.sources import packages
 from nanochat_lib.data.sources.candidates import (
+    TASK_ONLY,
     Candidate,
     RustFile,
     file_candidates,
@@ -47,8 +48,9 @@ def folder_candidates(
             continue
         n_files += 1
         for candidate in file_candidates(_described(path, text, finder)):
-            yield candidate
-            n_rows += 1
+            if candidate.row.kind != TASK_ONLY:
+                yield candidate
+                n_rows += 1
         if n_rows >= most:
             return
     if not n_files:

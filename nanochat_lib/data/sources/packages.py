@@ -43,12 +43,18 @@ _LICENCE_NAMES = ("LICENSE*", "LICENCE*", "COPYING*", "UNLICENSE*")
 
 @dataclass(frozen=True)
 class Package:
-    """A package's name, SPDX licence expression, Rust edition and version."""
+    """A package's name, SPDX licence expression, Rust edition, version and library's name."""
 
     name: str
     licence: str = UNKNOWN_LICENCE
     edition: str = DEFAULT_EDITION
     version: str = ""
+    library: str = ""  # empty: called like the package
+
+    @property
+    def crate(self) -> str:
+        """Return the name by which Rust code calls the package's library."""
+        return self.library or self.name.replace("-", "_")
 
 
 class PackageFinder:
@@ -102,6 +108,7 @@ class PackageFinder:
             if place
             else DEFAULT_EDITION,
             version=self._text(section, "version", parents),
+            library=_library_name(manifest),
         )
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
@@ -133,6 +140,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         return tomllib.loads((folder / "Cargo.toml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return {}
+
+
+def _library_name(manifest: dict[str, Any]) -> str:
+    section = manifest.get("lib")
+    name = section.get("name") if isinstance(section, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _copyright_file(top: Path) -> CopyrightFile | None:

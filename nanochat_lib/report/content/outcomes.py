@@ -72,7 +72,7 @@ def _outcomes(title: str, problems: dict[str, list[Row]]) -> Outcomes:
         n_flaky = sum(row["is_flaky"] for row in repeated)
         parts.append(f"{n_flaky:,} of {len(repeated):,} judged twice had another verdict")
     n_flagged = sum(bool(problem.flags) for problem in found)
-    parts += [f"{n_flagged:,} problems are flagged as flawed"] if n_flagged else []
+    parts += [f"{n_flagged:,} problems carry a note"] if n_flagged else []
     return Outcomes(title, "; ".join(parts) + ".", found)
 
 

@@ -110,6 +110,11 @@ def _data_facts(run: RunData, summary: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Tokenizer", f"{size:,} tokens, {density:.2f} bytes per token"))
     if tiny:
         facts.append(("TinyRust", f"{tiny.get('n', 0):,} of {tiny.get('n_families', 0)} families"))
+    if carried := summary.get("corpus_tasks"):
+        kinds = [f"{name.replace('_', ' ')} {n:,}" for name, n in carried["by_kind"].items()]
+        n_held = carried["by_split"].get("held_package", 0)
+        text = f"{carried['n']:,} ({', '.join(kinds)}), {n_held:,} of packages held out"
+        facts.append(("Tasks of real Rust", carried["note"] or text))
     licences = sorted(summary.get("licences", []), key=lambda row: -row["n"])
     text = ", ".join(f"{row['licence']} ({row['n']:,})" for row in licences[:6])
     return [*facts, ("Licences", text)] if text else facts

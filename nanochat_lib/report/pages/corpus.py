@@ -62,6 +62,11 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, pl.DataFrame]]:
             pl.DataFrame([_rate(row) for row in summary["compile_rate"]["by_source"]]),
         ),
         (
+            "Tasks with hidden tests",
+            "Kept when their own body passes, and neither a panic nor a default value does.",
+            pl.DataFrame([_tasks(row) for row in summary["tasks"]]),
+        ),
+        (
             "First error of rejected rows", "By rustc's code.",
             pl.DataFrame(summary["error_codes"][:20]),
         ),
@@ -87,6 +92,20 @@ def _rate(row: dict[str, Any]) -> dict[str, Any]:
         "rate": f"{rate:.1%}",
         "95 %": f"{low:.1%} to {high:.1%}",
         "passed": row["n_passed"],
+    }
+
+
+def _tasks(row: dict[str, Any]) -> dict[str, Any]:
+    dropped = row["dropped"]
+    return {
+        "kind": row["kind"].replace("_", " "),
+        "found": row["n_found"],
+        "judged": row["n_judged"],
+        "passed": row["n_passed"],
+        **dropped,
+        "kept": row["n_kept"],
+        "to train on": row["n_train"],
+        "packages held out": row["n_held_package"],
     }
 
 
