@@ -72,7 +72,7 @@ def test_parts_are_levels_in_order_then_other_splits() -> None:
         row = summary[when]["by_level"]["1"]
         summary[when]["by_level"] = {"10": row, "2": row, "1": row}
     parts = [change.part for change in changes.changes(summary, "compile")]
-    assert parts == ["all, new parameters", "level 1", "level 2", "level 10", "new family"]
+    assert parts == ["new parameters", "level 1", "level 2", "level 10", "new family"]
 
 
 def test_paired_rises_are_shown_where_zero_is_outside() -> None:
@@ -124,6 +124,12 @@ def test_mistakes_are_shares_of_judged_programs() -> None:
     assert by_name["tests failed"] == pytest.approx([20 / 48, 21 / 48, 18 / 48])
     codes = [trace.name for trace in looks.error_codes(found).data]
     assert codes == ["E0308", "E0425"]
+
+
+def test_no_mistake_and_no_distance_are_said_as_such() -> None:
+    found = [point(step, "look", 48, 48) | {"kl_nats": -7e-29 * step} for step in (0, 6)]
+    assert "none at all, 0.0% (update 6)" in readings.read_mistakes(found, "classes")
+    assert "stayed at 0 nats per token" in readings.read_line(found, "maxrl-kl")
 
 
 def test_a_frozen_gates_loops_are_said_not_to_be_used() -> None:

@@ -85,7 +85,7 @@ def changes(summary: Summary, kind: str) -> list[Change]:
         kind: "pass" or "compile".
     """
     before, after = summary.get("before", {}), summary.get("after", {})
-    pairs = [("all, new parameters", before, after)]
+    pairs = [("new parameters", before, after)]
     levels = sorted(before.get("by_level", {}), key=int)
     pairs += [(f"level {level}", *_both(before, after, "by_level", level)) for level in levels]
     pairs += [

@@ -82,7 +82,7 @@ def before_after(summary: Summary, kind: str) -> go.Figure:
     found = changes(summary, kind)
     if not found:
         return missing_figure(title, "the MaxRL stage measured no held-out tasks.")
-    figure = base_figure(title, f"share of programs that {_VERBS[kind]}; whiskers: 95% over tasks")
+    figure = base_figure(title, f"{WORDS[kind]}; whiskers: 95% over tasks")
     for name, role, offset in (("before", "muted", -0.08), ("after", "blue", 0.14)):
         dots = [_rate_dot(change.part, getattr(change, name)) for change in found]
         dot_rows(figure, dots, name=name, role=role, offset=offset)
@@ -96,9 +96,6 @@ def before_after(summary: Summary, kind: str) -> go.Figure:
     )
     figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
     return figure
-
-
-_VERBS = {"pass": "pass their tests", "compile": "compile"}
 
 
 def _rate_dot(part: str, rate: Rate) -> Dot:

@@ -17,6 +17,7 @@ from nanochat_lib.report.policy.looks import POLICY_LINES, Look, verdict_share
 from nanochat_lib.report.run_data import RunData, series
 
 STAGE = "maxrl"
+ROUNDING = 1e-9  # a KL of zero may come out as -7e-29
 _MEANINGS = {
     "maxrl-entropy": "Near zero every sample of a task is the same, and nothing is learned.",
     "maxrl-kl": "Exact over the vocabulary, on programs that the policy sampled.",
@@ -162,6 +163,7 @@ def read_mistakes(looks: list[Look], group: str) -> str:
     ]:
         found = look["mistakes"]
         name, n = max(found[group].items(), key=lambda item: item[1])
+        name = name if n else "none at all,"
         parts.append(f"{name} {n / max(found['n_judged'], 1):.1%} (update {look['step']:,})")
     text = f"Most frequent of rustc's {group}: {', then '.join(parts)}." if parts else ""
     if group == "codes" and text:
@@ -174,6 +176,7 @@ def read_line(looks: Sequence[Look], anchor: str) -> str:
     _, unit, style, lines = POLICY_LINES[anchor]
     name, read = next(iter(lines.items()))
     values = [(look["step"], read(look)) for look in looks if read(look) is not None]
+    values = [(step, value if abs(value) > ROUNDING else 0.0) for step, value in values]
     if not values:
         return ""
     old, new = (f"{v:.1%}" if "%" in style else number(v) for v in (values[0][1], values[-1][1]))
