@@ -239,7 +239,8 @@ class Metric(StrEnum):
     VERIFY_S = "verify_s"  # in stage 3 beside other work
     WAIT_S = "wait_s"  # for the judge, with nothing else to do
     UPDATE_S = "update_s"
-    KL_NATS = "kl_nats"  # per sampled token, policy from base
+    KL_NATS = "kl_nats"  # per sampled token of held-out tasks, policy from base
+    UPDATE_KL = "update_kl_nats"  # of an update's own rollouts, where kl_weight asks for it
     CLIPPED_SHARE = "clipped_share"  # of tokens in further steps over the same rollouts
     MIXED_GROUPS = "mixed_groups_rate"  # prompts whose rollouts differ in reward
     COMPLETION_TOKENS_S = "completion_tokens_per_s"  # while sampling

@@ -50,7 +50,7 @@ def maxrl_summary(hostile: str = "") -> Row:
         "examples": [example(), example() | {"after": hostile, "why_before": hostile}],
         "guards": after["guards"] | {
             "length_collapse": guard(22.1, 23.4, 0.06, 0.5),
-            "entropy_collapse": guard(0.31, 0.36, 0.31, 0.02),
+            "stubborn": guard(4, 12, 0.33, 0.8),
         },
         "advantage": "maxrl", "reward": "tests", "reward_threshold": 0.9,
         "gate": "frozen; all loops run while sampling and training",

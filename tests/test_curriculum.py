@@ -183,3 +183,22 @@ def test_a_stop_leaves_the_judge_behind(monkeypatch) -> None:
     with pytest.raises(Abandoned):
         attempts.all(TASKS[:4], 1, PLAN, seed=0, seconds=Counter())
     assert time.monotonic() - began < 2
+
+
+def test_being_sure_of_what_is_wrong_is_an_alarm() -> None:
+    tasks = [replace(EASY, task_id=f"t{i}") for i in range(12)]
+
+    def looked(n_stubborn: int, n_solved: int = 0):
+        made = []
+        for i, task in enumerate(tasks):
+            for k in range(4):
+                body = f"\n    n + {i}{'' if i < n_stubborn else k}\n}}"
+                verdict = Verdict.PASSED if i >= 12 - n_solved and not k else Verdict.TEST_FAILED
+                made.append(rollout(task=task, completion=body, verdict=verdict))
+        return measures.guards(made)
+
+    assert looked(10)["stubborn"] == {"n": 10, "of": 12, "share": 10 / 12, "band": 0.8,
+                                      "alarm": True}  # fmt: skip
+    assert not looked(9)["stubborn"]["alarm"]
+    assert looked(0, n_solved=2)["stubborn"]["of"] == 10
+    assert "stubborn" not in looked(0, n_solved=3)  # too few failed to say anything

@@ -208,11 +208,8 @@ def test_canonical_solutions_set_off_no_guard() -> None:
 
 
 def test_shrinking_completions_are_an_alarm() -> None:
-    long = {"completion_tokens_mean": 40.0, "token_entropy_nats": 0.4}
-    short = {"completion_tokens_mean": 10.0, "token_entropy_nats": 0.01}
-    found = drift_guards(long, short)
-    assert found["length_collapse"]["alarm"]
-    assert found["entropy_collapse"]["alarm"]
+    long, short = {"completion_tokens_mean": 40.0}, {"completion_tokens_mean": 10.0}
+    assert drift_guards(long, short)["length_collapse"]["alarm"]
     assert not any(entry["alarm"] for entry in drift_guards(short, long).values())
 
 

@@ -159,15 +159,15 @@ def check_of(run: RunData, name: str) -> Check:
 def test_every_alarm_is_a_check_with_something_to_try() -> None:
     summary = maxrl_summary()
     summary["guards"]["copied_prompt"] = guard(9, 96, 9 / 96, 0.02, alarm=True)
-    summary["guards"]["entropy_collapse"] = guard(0.01, 0.36, 0.01, 0.02, alarm=True)
+    summary["guards"]["stubborn"] = guard(11, 12, 11 / 12, 0.8, alarm=True)
     run = with_summary(summary)
     copied = check_of(run, "Reward hack: copied prompt")
     assert (copied.state, copied.band) == (BAD, "at most 2%")
     assert "9 of 96" in copied.value
     assert copied.advice
-    collapse = check_of(run, "Reward hack: entropy collapse")
-    assert collapse.band == "at least 0.02 nats"
-    assert "0.01 nats per token" in collapse.value
+    stubborn = check_of(run, "Reward hack: stubborn")
+    assert stubborn.band == "at most 80%"
+    assert "11 of 12 tasks never passed" in stubborn.value
     assert not [check for check in policy_checks(run) if check.name == "Reward hacks"]
     text = readings.read_guards(summary)
     assert text.startswith("Alarm of 2 of 6 guards: ")
@@ -190,7 +190,7 @@ def test_no_alarm_is_one_good_check() -> None:
 
 def test_every_guard_that_can_be_counted_is_explained() -> None:
     measures = pytest.importorskip("nanochat_lib.train.rl.measures")
-    counted = {*measures.BANDS, "one_body", "length_collapse", "entropy_collapse"}
+    counted = {*measures.BANDS, "one_body", "length_collapse", "stubborn"}
     assert counted <= set(guards.MEANINGS)
     assert counted <= set(guards.ADVICE)
 

@@ -323,7 +323,7 @@ def _metrics(
     if plan.inner_steps > 1:
         values[Metric.CLIPPED_SHARE] = step.clipped_share
     if plan.kl_weight:
-        values[Metric.KL_NATS] = step.kl_nats
+        values[Metric.UPDATE_KL] = step.kl_nats
     return values
 
 

@@ -17,7 +17,7 @@ from nanochat_lib.rust.hacks import HACKS
 MEANINGS = HACKS | {
     "one_body": "the most frequent body among the first programs of different tasks",
     "length_collapse": "programs became shorter",
-    "entropy_collapse": "the policy is nearly sure of every token, so nothing new is tried",
+    "stubborn": "tasks that always fail with one same program: nothing else is tried there",
 }
 _READ = "read the programs below; keep maxrl.reward at tests"
 _CALM = (
@@ -36,7 +36,7 @@ ADVICE = {
     "dead_branches": f"{_READ}: the shaped reward pays for complexity",
     "one_body": _CALM,
     "length_collapse": _CALM,
-    "entropy_collapse": f"raise maxrl.temperature; {_CALM}",
+    "stubborn": "raise maxrl.temperature, lower maxrl.gain_learning_rate, stop earlier",
 }
 
 
@@ -62,17 +62,13 @@ class Guard:
         """Return what was counted, with its counts."""
         if self.name == "length_collapse":
             return f"{self.share:.0%} shorter: {self.of:g} tokens before, {self.n:g} after"
-        if self.name == "entropy_collapse":
-            return f"{self.n:g} nats per token, {self.of:g} before"
-        what = "tasks" if self.name == "one_body" else "programs"
+        what = {"one_body": "tasks", "stubborn": "tasks never passed"}.get(self.name, "programs")
         before = "" if self.share_before is None else f"; {self.share_before:.1%} before"
         return f"{self.share:.1%} ({self.n:,} of {self.of:,} {what}){before}"
 
     @property
     def bound(self) -> str:
         """Return the band in words."""
-        if self.name == "entropy_collapse":
-            return f"at least {self.band:g} nats"
         return f"at most {self.band:.0%}" + (" shorter" if self.name == "length_collapse" else "")
 
 

@@ -30,7 +30,8 @@ BANDS = {
 }  # fmt: skip
 MOST_ONE_BODY = 0.2  # share of the first samples of distinct tasks that may have one same body
 MOST_SHRINKAGE = 0.5  # of the length of completions
-LEAST_ENTROPY = 0.02  # nats per sampled token: below it nothing is tried any more
+MOST_STUBBORN = 0.8  # of the tasks that failed, those whose samples are all the same program
+LEAST_FAILED = 10  # tasks, before that share says anything
 PerTask = dict[str, tuple[int, int, int]]  # task id -> judged, compiled, passed
 
 
@@ -152,7 +153,8 @@ def guards(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
 
     Returns: per guard `n`, `of`, `share`, the `band` above which it is an alarm, and `alarm`. The
     hacks are those of `rust.hacks`; `one_body` is the most frequent body among the first samples
-    of distinct tasks.
+    of distinct tasks; `stubborn` counts tasks that no sample passed and every sample answers
+    alike: being sure of what is right is the aim, being sure of what is wrong ends learning.
     """
     found = Counter(
         name for r in rollouts for name in hacks_of(r.task.prompt, r.episode.completion)
@@ -162,6 +164,10 @@ def guards(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
     most = Counter(first.values()).most_common(1)
     if len(first) > 1 / MOST_ONE_BODY:
         counts["one_body"] = (most[0][1], len(first), MOST_ONE_BODY)
+    failed = [bodies for bodies in _failed_bodies(rollouts).values() if len(bodies) > 1]
+    if len(failed) >= LEAST_FAILED:
+        n_stubborn = sum(len(set(bodies)) == 1 for bodies in failed)
+        counts["stubborn"] = (n_stubborn, len(failed), MOST_STUBBORN)
     return {
         name: {"n": k, "of": n, "share": k / max(n, 1), "band": band, "alarm": k > band * n}
         for name, (k, n, band) in counts.items()
@@ -169,23 +175,27 @@ def guards(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
 
 
 def drift_guards(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return alarms about what became of the texts between two looks (`rates` of both).
-
-    `length_collapse`: completions shrank to less than half; `entropy_collapse`: the policy is
-    nearly sure of every token, so that samples of a task no longer differ and nothing is learned.
-    """
+    """Return the alarm that completions shrank to less than half (`rates` of two looks)."""
     old, new = before["completion_tokens_mean"], after["completion_tokens_mean"]
-    share, entropy = 1 - new / old if old else 0.0, after["token_entropy_nats"]
+    share = 1 - new / old if old else 0.0
     return {
         "length_collapse": {
             "n": round(new, 1), "of": round(old, 1), "share": share, "band": MOST_SHRINKAGE,
             "alarm": share > MOST_SHRINKAGE,
         },
-        "entropy_collapse": {
-            "n": round(entropy, 3), "of": round(before["token_entropy_nats"], 3),
-            "share": entropy, "band": LEAST_ENTROPY, "alarm": entropy < LEAST_ENTROPY,
-        },
     }  # fmt: skip
+
+
+def _failed_bodies(rollouts: Iterable[Rollout]) -> dict[str, list[str]]:
+    """Return the bodies of the judged samples of tasks that no sample passed."""
+    bodies: dict[str, list[str]] = defaultdict(list)
+    solved = set()
+    for rollout in rollouts:
+        if rollout.is_judged:
+            bodies[rollout.task.task_id].append(rollout.body)
+            if rollout.has_passed:
+                solved.add(rollout.task.task_id)
+    return {task_id: found for task_id, found in bodies.items() if task_id not in solved}
 
 
 def _interval(by_task: PerTask, place: int) -> tuple[float, float]:

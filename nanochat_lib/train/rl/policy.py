@@ -259,4 +259,4 @@ def compare(
         kl += float(token_kl(scored, score(base, part, temperature).log_probs).sum())
         loops += float(expected_loops(exit_pdf(scored.exit_prob)).sum())
         n += scored.log_probs.shape[0]
-    return {"kl_nats": kl / n, "expected_loops": loops / n} if n else {}
+    return {"kl_nats": max(0.0, kl / n), "expected_loops": loops / n} if n else {}
