@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from maxrl_factory import maxrl_summary, maxrl_values
 
 from nanochat_lib.config import RunConfig
 from nanochat_lib.records import Metric
@@ -76,7 +77,7 @@ def metric_rows(
     stage: str, steps: int, noise: random.Random
 ) -> list[tuple[str, int, str, float, float]]:
     """Return (stage, step, name, value, wall_s) rows of a training stage."""
-    make = {"pretrain": _pretrain_values, "maxrl": _maxrl_values, "long_context": _long_values}
+    make = {"pretrain": _pretrain_values, "maxrl": maxrl_values, "long_context": _long_values}
     if stage not in make:
         return []
     last = {"pretrain": steps, "maxrl": 12, "long_context": 12}[stage]
@@ -116,24 +117,6 @@ def _pretrain_values(step: int, last: int, noise: random.Random) -> dict[str, fl
             Metric.FLIP_RATE: 0.2 * math.exp(-4 * progress),
         }
         values |= {f"{Metric.BITS_PER_BYTE_LOOP}{i}": bits + 0.12 * (4 - i) for i in range(1, 5)}
-    return values
-
-
-def _maxrl_values(step: int, last: int, noise: random.Random) -> dict[str, float]:
-    progress = step / last
-    values = {
-        Metric.COMPILE_RATE: 0.55 + 0.35 * progress + noise.gauss(0, 0.02),
-        Metric.PASS_RATE: 0.25 + 0.4 * progress + noise.gauss(0, 0.02),
-        Metric.DISTINCT_BODIES: 0.8 - 0.3 * progress,
-        Metric.GENERATE_S: 3.0 + noise.gauss(0, 0.1),
-        Metric.VERIFY_S: 4.1 + noise.gauss(0, 0.2),
-        Metric.UPDATE_S: 1.2 + noise.gauss(0, 0.05),
-    }
-    if step in (1, last) or step % 6 == 0:
-        values |= {
-            Metric.HELD_OUT_COMPILE_RATE: 0.5 + 0.3 * progress,
-            Metric.HELD_OUT_PASS_RATE: 0.2 + 0.33 * progress,
-        }
     return values
 
 
@@ -268,36 +251,7 @@ def _episode(checkpoint: str, i: int) -> dict[str, Any]:
 
 
 def _write_maxrl(folder: Path) -> None:
-    def look(n_passed: int) -> dict[str, Any]:
-        row = {
-            "n_passed": n_passed,
-            "n_compiled": 70,
-            "n_judged": 96,
-            "n_unjudged": 0,
-            "n_tasks": 24,
-            "pass_rate": n_passed / 96,
-            "compile_rate": 70 / 96,
-            "pass_rate_low": n_passed / 96 - 0.08,
-            "pass_rate_high": n_passed / 96 + 0.08,
-        }
-        hard = row | {"n_passed": 8, "pass_rate_low": 0.03, "pass_rate_high": 0.16}
-        return row | {"by_split": {"held_parameters": row, "held_family": hard}}
-
-    example = {
-        "task_id": "sum_where/1",
-        "prompt": "fn sum(values: &[i32]) -> i32 {",
-        "before": "\n    values.len()\n}",
-        "after": "\n    values.iter().sum()\n}",
-        "verdict_before": "COMPILE_ERROR",
-        "verdict_after": "PASSED",
-        "why_before": "mismatched types",
-        "why_after": "",
-    }
-    guard = {"n": 1, "of": 96, "share": 1 / 96, "band": 0.02, "alarm": False}
-    write_json(folder / "summary.json", {
-        "before": look(21), "after": look(51), "examples": [example, example | {"after": HOSTILE}],
-        "guards": {"empty_body": guard, "copied_prompt": guard},
-    })  # fmt: skip
+    write_json(folder / "summary.json", maxrl_summary(HOSTILE))
 
 
 def _write_kernels(folder: Path) -> None:

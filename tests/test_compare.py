@@ -30,7 +30,7 @@ from nanochat_lib.report.compare.page import (
     write_comparison,
 )
 from nanochat_lib.report.pages.index import write_index
-from nanochat_lib.report.run_data import RunData
+from nanochat_lib.report.run_data import RunData, load_run
 from nanochat_lib.runs import METRIC_SCHEMA
 
 
@@ -226,3 +226,20 @@ def test_the_command_writes_the_page_and_the_index_links_it(runs_dir: Path) -> N
     rates = next(row for row in told["numbers"] if row["number"] == "pass@1 on tinyrust")
     assert rates["better"] == "more"
     assert set(rates["runs"]) == {"plain"}
+
+
+def test_policies_are_compared_by_what_their_intervals_show(tmp_path: Path) -> None:
+    """51 of 96 and 60 of 96 passed overlap; a fall of 30 points is apart from a rise of 31."""
+    runs = [load_run(make_run(tmp_path / "runs", name, stages=("maxrl",))) for name in "ab"]
+    other = runs[1].summaries["maxrl"]
+    other["after"] |= {"n_passed": 60, "pass_rate_low": 0.55, "pass_rate_high": 0.7}
+    other["gains"]["pass_rate"] = {"rise": -0.3, "low": -0.4, "high": -0.2, "n_tasks": 24}
+    rows = {row.label: row for row in number_rows(runs)}
+    passed = rows["Held-out TinyRust passed after MaxRL"]
+    assert [cell.text for cell in passed.cells] == ["53.1%", "62.5%"]
+    assert passed.marks == ("level", "best")
+    rise = rows["Rise over the same tasks: tests passed"]
+    assert [cell.text for cell in rise.cells] == ["+31.0 points", "-30.0 points"]
+    assert rise.marks == ("best", "")
+    assert rows["Held-out pass@4 after MaxRL"].cells[0].count == "24 tasks"
+    assert rows["Share of MaxRL spent waiting for the judge"].cells[0].text == "6%"

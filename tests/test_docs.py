@@ -57,7 +57,9 @@ def test_settings_exist(path: Path) -> None:
     named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z][a-z0-9_]*)\b(?![/(])", text)
     files = {"corpus.jsonl", "report.html", "pretrain.bits_per_byte"}  # no settings
     wrong = {name for name in named if name not in SETTINGS and name not in files}
-    assert not {w for w in wrong if not w.endswith((".py", ".html", ".json", ".parquet"))}, wrong
+    assert not {
+        w for w in wrong if not w.endswith((".py", ".html", ".ipynb", ".json", ".parquet"))
+    }, wrong
 
 
 @page_by_page

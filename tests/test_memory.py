@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from test_pretrain import TINY, Recorder, ToyData, configured
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from nanochat_lib.config import ModelConfig, PretrainConfig, RunConfig
 from nanochat_lib.hardware.planner import activation_bytes, make_plan, train_flops_per_token
@@ -15,7 +12,7 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
 from nanochat_lib.train.pretrain import pretrain
-from nanochat_lib.train.safety.memory import recomputed
+from nanochat_lib.train.safety.memory import LiveBytes, recomputed
 
 MODES = ("none", "layer", "loop")
 SHAPES = {
@@ -37,27 +34,6 @@ def _one_thread():
 def shaped(name):
     heads = {"n_heads": 4, "n_kv_heads": 4, "vocab_size": 300, "max_seq_len": 64}
     return ModelConfig(**SHAPES[name], **heads)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations made and that are still referenced."""
-
-    def __init__(self):
-        super().__init__()
-        self.storages, self.peak = {}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now())
-        return out
-
-    def now(self):
-        self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
-        return sum(n_bytes for _, n_bytes in self.storages.values())
 
 
 def step(model, tokens, mode, dtype=torch.float32):

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.model.looplm import LoopLM, LoopOutput
@@ -18,6 +17,7 @@ from nanochat_lib.train.objective import (
     stage_one_loss,
     token_statistics,
 )
+from nanochat_lib.train.safety.memory import LiveBytes
 
 N_LOOPS, BATCH, POSITIONS, WIDTH, VOCAB = 3, 2, 5, 8, 11
 
@@ -132,33 +132,12 @@ def test_token_statistics_against_torch(case):
     )
 
 
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of storages made inside the block and still alive, and their peak."""
-
-    def __enter__(self):
-        self.live, self.peak = {}, 0
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.live[storage.data_ptr()] = (
-                    torch.multiprocessing.reductions.StorageWeakRef(storage),
-                    storage.nbytes(),
-                )
-        self.live = {k: v for k, v in self.live.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(n for _, n in self.live.values()))
-        return result
-
-
 def peak_of_loss(n_loops, naive=False):
     model = Head(width=32, vocab_size=2048)
     hidden = [torch.randn(4, 256, 32, requires_grad=True) for _ in range(n_loops)]
     targets = torch.randint(0, 2048, (4, 256))
     exit_prob = torch.full((n_loops, 4, 256), 0.3)
-    with PeakMemory() as memory:
+    with LiveBytes() as memory:
         if naive:
             loss = sum(
                 F.cross_entropy(model.head(h).flatten(0, 1), targets.flatten()) for h in hidden

@@ -13,9 +13,11 @@ from typing import Any
 import polars as pl
 
 from nanochat_lib.records import Metric
-from nanochat_lib.report.content.readings import number
+from nanochat_lib.report.content.readings import number, share
 from nanochat_lib.report.content.summary import is_comparable
-from nanochat_lib.report.run_data import RunData, load_run
+from nanochat_lib.report.policy.changes import WORDS, changes, pass_at, rises
+from nanochat_lib.report.policy.guards import guards_of
+from nanochat_lib.report.run_data import RunData, load_run, series
 
 COLUMNS = ("stage", "number", "measured", "n", "target", "applies")
 Row = dict[str, Any]
@@ -86,17 +88,57 @@ def _pretrain(run: RunData) -> list[Row]:
 
 
 def _maxrl(run: RunData) -> list[Row]:
-    summary = run.summary("maxrl")
+    """Return before and after with intervals; without them the last points of the curves."""
+    summary, target = run.summary("maxrl"), run.targets.get("compile_rate")
+    rows = [
+        _row(
+            run,
+            f"held-out {'tests passed' if kind == 'pass' else 'compile rate'}, after"
+            + ("" if i == 0 else f": {change.part}"),
+            f"{change.after.text} ({change.before.text} before; {change.says})",
+            f"{change.after.n:,} programs of {change.after.n_tasks:,} tasks",
+            f"> {target:.0%}" if target and kind == "compile" and i == 0 else "",
+        )
+        for kind in ("pass", "compile")
+        for i, change in enumerate(changes(summary, kind))
+    ]
+    return (rows or _maxrl_curves(run)) + _maxrl_more(run)
+
+
+def _maxrl_curves(run: RunData) -> list[Row]:
     rows = []
-    for key, metric in (
+    for name, metric in (
+        ("held-out tests passed", Metric.HELD_OUT_PASS_RATE),
         ("held-out compile rate", Metric.HELD_OUT_COMPILE_RATE),
-        ("held-out pass rate", Metric.HELD_OUT_PASS_RATE),
     ):
-        values = run.metrics.filter((pl.col("stage") == "maxrl") & (pl.col("name") == metric))
-        shown = [f"{value:.1%}" for value in values.sort("step")["value"]]
-        moved = f"{shown[0]} -> {shown[-1]}" if shown else "not measured"
-        n = f"{run.config['maxrl']['eval_tasks']} tasks, {summary.get('steps', 0)} updates"
-        rows.append(_row(run, f"{key}, before -> after", moved, n))
+        values = series(run.metrics, "maxrl", metric)["value"]
+        moved = f"{values[0]:.1%} -> {values[-1]:.1%}" if len(values) else "not measured"
+        n = f"{run.config['maxrl']['eval_tasks']} tasks, {len(values)} looks"
+        rows.append(_row(run, f"{name}, first -> last", moved, n))
+    return rows
+
+
+def _maxrl_more(run: RunData) -> list[Row]:
+    """Return paired rises, pass@k, alarms and what could not be judged, where they were counted."""
+    summary = run.summary("maxrl")
+    rows = [
+        _row(run, f"rise over the same tasks: {WORDS[rise.kind]}",
+             f"{100 * rise.rise:+.1f} points [{100 * rise.low:+.1f} to {100 * rise.high:+.1f}] "
+             f"({rise.says})", f"{rise.n_tasks:,} tasks")
+        for rise in rises(summary)
+        if rise.part == "all"
+    ]  # fmt: skip
+    before = pass_at(summary, "before")
+    for k, rate in pass_at(summary, "after").items():
+        shown = f"{rate.text} ({before[k].text} before)" if k in before else rate.text
+        rows.append(_row(run, f"pass@{k} on held-out tasks, after", shown, f"{rate.n_tasks} tasks"))
+    if guards := guards_of(summary):
+        alarms = ", ".join(guard.label for guard in guards if guard.is_alarm)
+        rows.append(_row(run, "alarms of reward hacks", alarms or "none", f"{len(guards)} guards"))
+    if n := summary.get("n_rollouts"):
+        unjudged = f"{share(summary.get('n_unjudged', 0), n)}"
+        n_updates = f"{n:,} programs sampled in {summary.get('steps', 0):,} updates"
+        rows.append(_row(run, "could not be judged", unjudged, n_updates))
     return rows
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from nanochat_lib.records import Metric
 from nanochat_lib.report.content.readings import number
 from nanochat_lib.report.content.summary import whole_sets
+from nanochat_lib.report.policy.changes import WORDS, pass_at, rate_of, rises
+from nanochat_lib.report.policy.costs import wait_share
 from nanochat_lib.report.run_data import RunData, series
 
 BEST, LEVEL = "best", "level"
@@ -80,6 +82,8 @@ _CURVES: tuple[tuple[str, int, str, str, str], ...] = (
     ("Training tokens per second", 1, "pretrain", Metric.TOKENS_PER_S, "median"),
     ("Peak memory of training, MiB", -1, "pretrain", Metric.PEAK_RSS_MIB, "max"),
     ("Distinct bodies of sampled programs", 0, "maxrl", Metric.DISTINCT_BODIES, "last"),
+    ("Prompts whose programs differ in reward", 0, "maxrl", Metric.MIXED_GROUPS, "median"),
+    ("Tokens sampled per second in MaxRL", 1, "maxrl", Metric.COMPLETION_TOKENS_S, "median"),
     ("Loss of stage 4, nats per token", -1, "long_context", Metric.VAL_LOSS, "last"),
 )
 
@@ -105,26 +109,54 @@ def _parameters(run: RunData) -> Number | None:
 
 
 def _policy_rows(runs: Sequence[RunData]) -> list[NumberRow]:
-    names = (("Held-out TinyRust compiled", "compile_rate"), ("Held-out TinyRust passed",
-                                                              "pass_rate"))  # fmt: skip
-    return [
-        NumberRow(
-            f"{label} {when} MaxRL",
-            1,
-            tuple(_policy(run.summary("maxrl"), when, key) for run in runs),
-        )
-        for label, key in names
+    names = (("Held-out TinyRust compiled", "compile"), ("Held-out TinyRust passed", "pass"))
+    found = [run.summary("maxrl") for run in runs]
+    rows = [
+        NumberRow(f"{label} {when} MaxRL", 1, tuple(_policy(one, when, kind) for one in found))
+        for label, kind in names
         for when in ("before", "after")
     ]
+    ks = sorted({k for one in found for k in pass_at(one, "after")} - {1})
+    rows += [
+        NumberRow(f"Held-out pass@{k} after MaxRL", 1, tuple(_pass_at(one, k) for one in found))
+        for k in ks[-1:]
+    ]
+    rows += [
+        NumberRow(f"Rise over the same tasks: {name}", 1, tuple(_rise(one, kind) for one in found))
+        for kind, name in WORDS.items()
+    ]
+    waits = tuple(_waiting(one) for one in found)
+    return [*rows, NumberRow("Share of MaxRL spent waiting for the judge", -1, waits)]
 
 
-def _policy(summary: dict, when: str, key: str) -> Number | None:
-    row = summary.get(when, {})
-    if not row.get("n_judged") or row.get(key) is None:
+def _policy(summary: dict, when: str, kind: str) -> Number | None:
+    rate = rate_of(summary.get(when, {}), kind)
+    if rate is None:
         return None
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    count = f"{row['n_judged']:,} programs, {row.get('n_tasks', 0)} tasks"
-    return Number(row[key], f"{row[key]:.1%}", count, None if low is None else (low, high))
+    count = f"{rate.n:,} programs, {rate.n_tasks} tasks"
+    return Number(rate.value, f"{rate.value:.1%}", count, (rate.low, rate.high))
+
+
+def _pass_at(summary: dict, k: int) -> Number | None:
+    rate = pass_at(summary, "after").get(k)
+    if rate is None:
+        return None
+    return Number(rate.value, f"{rate.value:.1%}", f"{rate.n_tasks} tasks", (rate.low, rate.high))
+
+
+def _rise(summary: dict, kind: str) -> Number | None:
+    found = [one for one in rises(summary) if one.kind == kind and one.part == "all"]
+    if not found:
+        return None
+    (one,) = found
+    text = f"{100 * one.rise:+.1f} points"
+    return Number(one.rise, text, f"{one.n_tasks} tasks", (one.low, one.high))
+
+
+def _waiting(summary: dict) -> Number | None:
+    waited = wait_share(summary)
+    n = f"{summary.get('steps', 0):,} updates"
+    return None if waited is None else Number(waited, f"{waited:.0%}", n)
 
 
 def _evaluation_rows(runs: Sequence[RunData]) -> list[NumberRow]:

@@ -44,6 +44,12 @@ OVERLAYS: tuple[tuple[str, str, str, str, str, int], ...] = (
     ("held-out-compile-rate", "maxrl", Metric.HELD_OUT_COMPILE_RATE, "Held-out TinyRust compiled",
      "share of programs", 1),
     ("pass-rate", "maxrl", Metric.PASS_RATE, "Training tasks passed", "share of programs", 1),
+    ("mixed-groups", "maxrl", Metric.MIXED_GROUPS, "Prompts whose programs differ in reward",
+     "share of prompts", 0),
+    ("policy-entropy", "maxrl", Metric.TOKEN_ENTROPY, "Token entropy while sampling",
+     "nats per token", 0),
+    ("sampled-tokens-per-s", "maxrl", Metric.COMPLETION_TOKENS_S, "Tokens sampled per second",
+     "tokens per second", 1),
     ("long-context-loss", "long_context", Metric.TASK_LOSS, "Training loss of stage 4",
      "nats per token", -1),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from nanochat_lib.report.content.listings import Group
 from nanochat_lib.report.run_data import RunData, series
 
 MAX_TABLE_ROWS = 30
+GOOD, WATCH, BAD, UNKNOWN = "good", "watch", "bad", "unknown"  # states of a health check
 OUTCOMES_PAGE = "outcomes.html"  # beside report.html
 
 
@@ -31,6 +32,31 @@ class Block:
     table: pl.DataFrame
     source: str
     missing: str = ""
+    is_open: bool = False  # whether the table shows without a click
+
+
+@dataclass(frozen=True)
+class Check:
+    """One health check, in words a newcomer can act on."""
+
+    name: str
+    quantity: str
+    value: str
+    band: str
+    state: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One number of the top row: what it is, its value, its count, where it is explained."""
+
+    label: str
+    number: float
+    value: str  # the number as written
+    count: str  # what it was counted on, in a word or two
+    detail: str
+    anchor: str
 
 
 @dataclass(frozen=True)

@@ -167,43 +167,6 @@ def read_codes(rows: Sequence[dict[str, Any]]) -> str:
     return f"{code} leads with {share(top['n'], n)} of the errors."
 
 
-def read_maxrl(run: RunData) -> str:
-    """Say how the held-out pass rate moved, or the training pass rate when that is all there is."""
-    for metric, label in (
-        (Metric.HELD_OUT_PASS_RATE, "The pass rate on held-out tasks"),
-        (Metric.PASS_RATE, "The pass rate on training tasks"),
-    ):
-        if text := trend(run.metrics, "maxrl", metric, label, unit="%", step="update"):
-            return text
-    return ""
-
-
-def read_policy(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Say how the main held-out pass rate moved, with counts."""
-    if not before.get("n_judged") or not after.get("n_judged"):
-        return ""
-    return (
-        f"Tasks with new parameters: {share(before['n_passed'], before['n_judged'])} before, "
-        f"{share(after['n_passed'], after['n_judged'])} after; programs that could not be judged "
-        "are in no rate."
-    )
-
-
-def read_seconds(run: RunData) -> str:
-    """Say what a median policy update costs and where its time goes."""
-    parts = {
-        "writing programs": Metric.GENERATE_S,
-        "judging them": Metric.VERIFY_S,
-        "learning": Metric.UPDATE_S,
-    }
-    found = {name: series(run.metrics, "maxrl", metric)["value"] for name, metric in parts.items()}
-    found = {name: values.median() for name, values in found.items() if len(values)}
-    if not found:
-        return ""
-    text = ", ".join(f"{value:.1f} s {name}" for name, value in found.items())
-    return f"A median update takes {sum(found.values()):.1f} s: {text}."
-
-
 def read_learning_rate(run: RunData) -> str:
     """Say where the learning rate peaked and where it ended."""
     rows = series(run.metrics, "pretrain", Metric.LEARNING_RATE)

@@ -23,11 +23,12 @@ from nanochat_lib.report.content.blocks import (
     stage_status,
 )
 from nanochat_lib.report.content.gates import class_facts, corpus_gate_facts, gate_facts
-from nanochat_lib.report.content.listings import before_after, episode_groups, sample_groups
+from nanochat_lib.report.content.listings import episode_groups, sample_groups
 from nanochat_lib.report.content.summary import is_human_eval, metric_anchor
 from nanochat_lib.report.content.texts import text_blocks
 from nanochat_lib.report.content.watch import warning_facts, watch_blocks
 from nanochat_lib.report.plots import bars, figures, speed
+from nanochat_lib.report.policy.section import policy_section
 from nanochat_lib.report.run_data import RunData, series
 
 
@@ -36,7 +37,7 @@ def run_sections(run: RunData) -> list[Section]:
     return [
         _data_section(run),
         _pretrain_section(run),
-        _maxrl_section(run),
+        policy_section(run),
         _long_context_section(run),
         _evaluation_section(run),
         _kernel_section(run),
@@ -235,65 +236,6 @@ def _read_loss(run: RunData, stage: str) -> str:
     if series(run.metrics, stage, metric).is_empty():
         metric, label = Metric.LOSS, "The training loss"
     return readings.trend(run.metrics, stage, metric, label, unit="nats per token")
-
-
-def _maxrl_section(run: RunData) -> Section:
-    config = run.config.get("maxrl", {})
-    rates = [
-        Metric.HELD_OUT_PASS_RATE,
-        Metric.HELD_OUT_COMPILE_RATE,
-        Metric.PASS_RATE,
-        Metric.COMPILE_RATE,
-    ]
-    n_samples = config.get("prompts_per_step", 0) * config.get("rollouts_per_prompt", 0)
-    summary, metrics = run.summary("maxrl"), run.metrics
-    before, after = summary.get("before", {}), summary.get("after", {})
-    parts = [Metric.GENERATE_S, Metric.VERIFY_S, Metric.UPDATE_S]
-    source = (
-        f"{after.get('n_tasks', 0)} tasks; sandbox {run.sandbox or 'not recorded'}; {run.machine}"
-    )
-    blocks = [
-        make_block(
-            "maxrl-before-after",
-            bars.policy_bars(before, after),
-            reading=readings.read_policy(before, after),
-            table=frame_of(_policy_rows(before, after)),
-            source=source,
-        ),
-        curve_block(
-            run,
-            "maxrl-progress",
-            figures.maxrl_progress(metrics, run.targets.get("compile_rate")),
-            rates,
-            reading=readings.read_maxrl(run),
-            stage="maxrl",
-        ),
-        curve_block(
-            run,
-            "maxrl-seconds",
-            figures.maxrl_seconds(metrics),
-            parts,
-            reading=readings.read_seconds(run),
-            stage="maxrl",
-        ),
-    ]
-    intro = (
-        f"The model writes programs, rustc and their tests judge them. Reward: "
-        f"{config.get('reward', 'tests')}. Each update samples {n_samples} programs; each held-out "
-        f"point is measured on {config.get('eval_tasks', 0)} tasks it never trained on."
-    )
-    title = "3 · MaxRL: learning from the compiler"
-    groups = before_after(run) or sample_groups(run, "maxrl", "Programs after MaxRL")
-    return Section("maxrl", title, intro, stage_status(run, "maxrl"), blocks, groups=groups)
-
-
-def _policy_rows(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    keys = ("n_passed", "n_compiled", "n_judged", "n_unjudged", "pass_rate", "compile_rate")
-    return [
-        {"split": split, "when": when} | {key: row.get(key) for key in keys}
-        for when, look in (("before", before), ("after", after))
-        for split, row in look.get("by_split", {}).items()
-    ]
 
 
 def _long_context_section(run: RunData) -> Section:

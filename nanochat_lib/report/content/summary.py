@@ -18,25 +18,21 @@ import numpy as np
 import polars as pl
 
 from nanochat_lib.records import Metric
+from nanochat_lib.report.content.blocks import (
+    BAD,
+    GOOD,
+    UNKNOWN,
+    WATCH,
+    Check,
+    KeyNumber,
+)
 from nanochat_lib.report.content.readings import number, share
+from nanochat_lib.report.policy.health import key_policy, policy_checks
 from nanochat_lib.report.run_data import RunData, series
 
-GOOD, WATCH, BAD, UNKNOWN = "good", "watch", "bad", "unknown"
 SPIKE_WINDOW = 25  # steps of the running median a loss spike is measured against
 SPIKE_NATS = 0.5  # least height of a spike
 COMPARABLE_SIZE = 3.0  # targets apply to models within this factor of the size they were set for
-
-
-@dataclass(frozen=True)
-class KeyNumber:
-    """One number of the top row: what it is, its value, its count, where it is explained."""
-
-    label: str
-    number: float
-    value: str  # the number as written
-    count: str  # what it was counted on, in a word or two
-    detail: str
-    anchor: str
 
 
 @dataclass(frozen=True)
@@ -49,24 +45,12 @@ class TargetRow:
     outcome: str  # "met" | "not met" | "not measured" | "another scale"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One health check, in words a newcomer can act on."""
-
-    name: str
-    quantity: str
-    value: str
-    band: str
-    state: str
-    advice: str
-
-
 def key_numbers(run: RunData) -> list[KeyNumber]:
     """Return the numbers a reader wants first; those that were not measured are left out."""
     found = [
         _key_compile_rate(run),
         _key_bits(run),
-        _key_policy(run),
+        key_policy(run),
         *_key_evaluation(run),
         _key_speed(run),
     ]
@@ -91,16 +75,6 @@ def _key_bits(run: RunData) -> KeyNumber | None:
     detail = f"real Rust, {count}" + (f"; xz -9e: {xz:.2f}" if xz else "")
     label, anchor = "Held-out bits per byte", "bits-per-byte"
     return KeyNumber(label, found, f"{found:.3f}", count, detail, anchor)
-
-
-def _key_policy(run: RunData) -> KeyNumber | None:
-    before, after = (run.summary("maxrl").get(when, {}) for when in ("before", "after"))
-    if not before.get("n_judged") or not after.get("n_judged"):
-        return None
-    found, count = after["pass_rate"], f"{after['n_passed']:,} of {after['n_judged']:,}"
-    detail = f"{count} programs, {after.get('n_tasks', 0)} tasks; {before['pass_rate']:.1%} before"
-    label, anchor = "TinyRust passed after MaxRL", "maxrl-before-after"
-    return KeyNumber(label, found, f"{found:.1%}", count, detail, anchor)
 
 
 def _key_evaluation(run: RunData) -> list[KeyNumber]:
@@ -249,8 +223,7 @@ def health_checks(run: RunData) -> list[Check]:
         _check_token_entropy(run),
         _check_repetition(run),
         _check_spikes(run),
-        _check_policy(run),
-        _check_guards(run),
+        *policy_checks(run),
         _check_unjudged(run),
         _check_sandbox(run),
     ]
@@ -330,36 +303,6 @@ def _check_spikes(run: RunData) -> Check:
         "(docs/troubleshooting.md#loss-spike)"
     )
     return Check(name, quantity, value, band, state, advice)
-
-
-def _check_policy(run: RunData) -> Check:
-    name, quantity = "Policy variety", "distinct bodies among sampled programs"
-    band = "above 20%; below 5% the policy repeats itself"
-    last = run.last("maxrl", Metric.DISTINCT_BODIES)
-    if last is None:
-        return Check(name, quantity, "not measured", band, UNKNOWN, "")
-    state = GOOD if last >= 0.2 else WATCH if last >= 0.05 else BAD
-    advice = (
-        "lower maxrl.learning_rate, sample more prompts, or stop earlier "
-        "(docs/troubleshooting.md#the-policy-repeats-itself)"
-    )
-    return Check(name, quantity, f"{last:.0%}", band, state, advice)
-
-
-def _check_guards(run: RunData) -> Check:
-    name, quantity = "Reward hacks", "ways to please the reward without solving the task"
-    band = "each below its own bound: empty, constant, copied, repeated, shrinking programs"
-    guards = run.summary("maxrl").get("guards", {})
-    if not guards:
-        return Check(name, quantity, "not measured", band, UNKNOWN, "")
-    alarms = [
-        f"{guard.replace('_', ' ')} {found['share']:.0%}"
-        for guard, found in guards.items()
-        if found.get("alarm")
-    ]
-    value = ", ".join(alarms) or f"none of {len(guards)} guards"
-    advice = "read the programs; keep maxrl.reward at tests, lower maxrl.learning_rate"
-    return Check(name, quantity, value, band, BAD if alarms else GOOD, advice)
 
 
 def _check_unjudged(run: RunData) -> Check:

@@ -14,16 +14,18 @@ from typing import Any
 
 import polars as pl
 
-from nanochat_lib.report.content.blocks import OUTCOMES_PAGE
+from nanochat_lib.report.content.blocks import (
+    BAD,
+    GOOD,
+    OUTCOMES_PAGE,
+    UNKNOWN,
+    WATCH,
+    Check,
+)
 from nanochat_lib.report.content.outcomes import group_outcomes
 from nanochat_lib.report.content.readings import number
 from nanochat_lib.report.content.sections import run_sections
 from nanochat_lib.report.content.summary import (
-    BAD,
-    GOOD,
-    UNKNOWN,
-    WATCH,
-    Check,
     TargetRow,
     health_checks,
     is_comparable,

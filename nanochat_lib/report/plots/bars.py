@@ -228,30 +228,6 @@ def _counts(row: Row) -> str:
     return f"n = {row['n_samples']:,}"
 
 
-def policy_bars(before: Row, after: Row) -> go.Figure:
-    """Draw the held-out tests passed before and after MaxRL, per split of the held-out tasks.
-
-    Args:
-        before: of maxrl's summary, with `by_split`: split -> {n_passed, n_judged, pass_rate_low,
-            pass_rate_high}; the interval is over tasks.
-        after: the same, after the last update.
-    """
-    title = "Held-out tests passed, before and after MaxRL"
-    bars = []
-    for split in before.get("by_split", {}):
-        for name, look, role in (("before", before, "muted"), ("after", after, "blue")):
-            row = look.get("by_split", {}).get(split, {})
-            n = row.get("n_judged", 0)
-            if n:
-                rate, text = row["n_passed"] / n, f"({row['n_passed']:,} of {n:,})"
-                low, high = row.get("pass_rate_low", rate), row.get("pass_rate_high", rate)
-                label = f"{split.replace('_', ' ')} · {name}"
-                bars.append(Bar(label, rate, f"{rate:.1%} {text}", role, (low, high)))
-    if not bars:
-        return missing_figure(title, "the MaxRL stage measured no held-out tasks.")
-    return rate_bars(bars, title=title, unit="tests passed; whiskers: 95% interval over tasks")
-
-
 def loss_by_position(
     rows: Sequence[Row], trained_length: int | None = None, title: str = "Loss by position"
 ) -> go.Figure:

@@ -301,45 +301,6 @@ def exit_distribution(metrics: pl.DataFrame, n_loops: int, *, stage: str = "pret
     return figure
 
 
-def maxrl_progress(metrics: pl.DataFrame, target: float | None = None) -> go.Figure:
-    """Draw compile and pass rates over policy updates, on training and held-out tasks."""
-    lines = (
-        Line(Metric.COMPILE_RATE, "compile rate, training tasks", "blue"),
-        Line(Metric.PASS_RATE, "pass rate, training tasks", "orange"),
-        Line(Metric.HELD_OUT_COMPILE_RATE, "compile rate, held-out tasks", "green", "dash"),
-        Line(Metric.HELD_OUT_PASS_RATE, "pass rate, held-out tasks", "purple", "dash"),
-    )
-    figure = curves(
-        metrics,
-        "maxrl",
-        lines,
-        title="Compile and pass rate over policy updates",
-        y_title="share of sampled programs",
-        references=(Reference(target, "target: compile rate at least", "text", "dot"),),
-        x_title="policy update",
-    )
-    if "missing" not in (figure.layout.meta or {}):
-        figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
-    return figure
-
-
-def maxrl_seconds(metrics: pl.DataFrame) -> go.Figure:
-    """Draw where the time of a policy update goes: writing, judging, learning."""
-    lines = (
-        Line(Metric.GENERATE_S, "generate programs", "blue"),
-        Line(Metric.VERIFY_S, "compile and test them", "orange", "dash"),
-        Line(Metric.UPDATE_S, "update the policy", "green", "dot"),
-    )
-    return curves(
-        metrics,
-        "maxrl",
-        lines,
-        title="Seconds per policy update",
-        y_title="seconds",
-        x_title="policy update",
-    )
-
-
 def throughput(
     metrics: pl.DataFrame, stage: str = "pretrain", target: float | None = None
 ) -> go.Figure:

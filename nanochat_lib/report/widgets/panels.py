@@ -1,4 +1,4 @@
-"""The dashboard's figure: eight small plots in one FigureWidget, redrawn in place.
+"""The dashboard's figure: nine small plots in one FigureWidget, redrawn in place.
 
 In: a `MetricTail` and the run's configuration. Out: one widget whose traces are replaced in one
 `batch_update`, and only those whose metric grew. What each plot shows, and the bands and bounds
@@ -65,8 +65,10 @@ def _panels(n_loops: int, vocab_size: int) -> list[Panel]:
             Trace(Metric.BITS_PER_BYTE, f"loop {n_loops} (last)", width=2.4),
             Trace(Metric.BITS_PER_BYTE_TINYRUST, "TinyRust", "gold"),
         ), {"rangemode": "tozero"}, ("left", "bottom")),
-        Panel("Tokens per second", (Trace(Metric.TOKENS_PER_S, "training", "green"),),
-              {"rangemode": "tozero"}, ("right", "bottom")),
+        Panel("Tokens per second", (
+            Trace(Metric.TOKENS_PER_S, "training", "green"),
+            Trace(Metric.COMPLETION_TOKENS_S, "sampled (MaxRL)", "orange", "dash"),
+        ), {"rangemode": "tozero"}, ("right", "bottom")),
         Panel("Token entropy, nats", (
             Trace(Metric.TOKEN_ENTROPY, "token entropy"),
             Trace(Metric.VAL_LOSS, "cross-entropy", "orange", "dot"),
@@ -79,12 +81,17 @@ def _panels(n_loops: int, vocab_size: int) -> list[Panel]:
             Trace(f"{Metric.EXIT_PDF}{i}", f"loop {i}", area=shade)
             for i, shade in zip(loops, theme.ramp(n_loops), strict=True)
         ), {"range": [0, 1], "tickformat": ".0%"}, ("right", "bottom")),
-        Panel("Compile and pass rate over policy updates (MaxRL)", (
+        Panel("Compile and pass rate (MaxRL)", (
             Trace(Metric.COMPILE_RATE, "compiles", stage="maxrl"),
             Trace(Metric.PASS_RATE, "passes", "orange", stage="maxrl"),
             Trace(Metric.HELD_OUT_COMPILE_RATE, "compiles, held out", "green", "dash", "maxrl"),
             Trace(Metric.HELD_OUT_PASS_RATE, "passes, held out", "purple", "dash", "maxrl"),
         ), {"range": [0, 1.03], "tickformat": ".0%"}, ("left", "top")),
+        Panel("Seconds of an update (MaxRL)", (
+            Trace(Metric.GENERATE_S, "samples", stage="maxrl"),
+            Trace(Metric.WAIT_S, "waits for the judge", "orange", "dash", "maxrl"),
+            Trace(Metric.UPDATE_S, "learns", "green", "dot", "maxrl"),
+        ), {"rangemode": "tozero"}, ("right", "top")),
         Panel("Gradient norm", (Trace(Metric.GRAD_NORM, "before clipping", "purple"),),
               {"rangemode": "tozero"}),
     ]  # fmt: skip
@@ -145,10 +152,9 @@ class Panels:
         return [trace for panel in self._panels for trace in panel.traces]
 
     def _empty_figure(self) -> go.FigureWidget:
-        grid = [[{}, {}, {}], [{}, {}, {}], [{"colspan": 2}, None, {}]]
         figure = go.FigureWidget(
             make_subplots(
-                3, 3, specs=grid, subplot_titles=[panel.title for panel in self._panels],
+                3, 3, subplot_titles=[panel.title for panel in self._panels],
                 horizontal_spacing=0.05, vertical_spacing=0.1,
             )
         )  # fmt: skip
@@ -162,10 +168,11 @@ class Panels:
 
     def _add_panel(self, figure: go.FigureWidget, number: int, panel: Panel) -> None:
         name = f"legend{number + 1}" if number else "legend"
-        place = {"row": number // 3 + 1, "col": number % 3 + 1 + (number == 7)}
+        place = {"row": number // 3 + 1, "col": number % 3 + 1}
         for trace in panel.traces:
             is_named = len(panel.traces) > 1
-            figure.add_scatter(**_style(trace), legend=name, showlegend=is_named, **place)
+            style = _style(trace, panel.axis.get("tickformat") == ".0%")
+            figure.add_scatter(**style, legend=name, showlegend=is_named, **place)
         figure.update_yaxes(**panel.axis, **place)
         for low, high, role, label in panel.bands:
             figure.add_hrect(
@@ -206,14 +213,14 @@ class Panels:
             first += len(panel.traces)
 
 
-def _style(trace: Trace) -> dict[str, Any]:
+def _style(trace: Trace, is_share: bool) -> dict[str, Any]:
     line = {"color": theme.color(trace.role), "dash": trace.dash, "width": trace.width}
     style: dict[str, Any] = {"name": trace.label, "line": line, "visible": False}
     style["marker"] = {"size": 4}
     if trace.area:
         line |= {"color": theme.color("background"), "width": 0.5}
         style |= {"stackgroup": "loops", "fillcolor": trace.area, "marker": {"size": 0.1}}
-    value = "%{y:.1%}" if trace.area or trace.stage == "maxrl" else "%{y:.4g}"
+    value = "%{y:.1%}" if is_share else "%{y:.4g}"
     return style | {"hovertemplate": f"step %{{x}}: {value}<extra>{trace.label}</extra>"}
 
 

@@ -1,13 +1,19 @@
-"""When memory does not suffice: recognise it, take smaller micro-batches, recompute activations."""
+"""When memory does not suffice: recognise it, take smaller micro-batches, recompute activations.
+
+`LiveBytes` counts what a piece of training needs, tensor by tensor, the same on every machine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from nanochat_lib.model.looplm import LoopLM
@@ -44,3 +50,33 @@ def recomputed(model: LoopLM, mode: Literal["none", "layer", "loop"]) -> Iterato
         yield
     finally:
         model.run_layer, model.run_layers = run_layer, run_layers
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operations inside the block made and that are still alive.
+
+    `peak` is the largest sum after any operation; what an operation frees before it returns is not
+    seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, self.now())
+        return out
+
+    def now(self) -> int:
+        """Return the bytes that are alive."""
+        self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
+        return sum(n_bytes for _, n_bytes in self.storages.values())
