@@ -34,7 +34,7 @@ UNSOUND = "own body does not pass as a task"
 FREE = "passes with a panic"
 CONSTANT = "passes with a default value"
 UNKNOWN = "could not be tried"
-REPEATED = "its function has a task with unit tests"
+REPEATED = "its function has a task already"
 KNOWN = "held out, but known from what is trained on"
 DROPPED = (UNSOUND, FREE, CONSTANT, UNKNOWN, REPEATED, KNOWN)
 
@@ -141,7 +141,7 @@ def _counts(
     state: State, kind: str, written: Counter[tuple[str, str]], n_known: int
 ) -> dict[str, Any]:
     row_kind = _ROW_KINDS[kind]
-    of_kind = "FROM rows WHERE kind = ? AND verdict NOT IN ('', 'UNJUDGED')"
+    of_kind = "FROM rows WHERE kind = ? AND level = 'test' AND verdict NOT IN ('', 'UNJUDGED')"
     judged, passed = state.query(
         f"SELECT COUNT(*), COALESCE(SUM(verdict = 'PASSED'), 0) {of_kind}", row_kind
     )[0]
