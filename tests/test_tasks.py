@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nanochat_lib.config import PROJECT_ROOT, EvalConfig, RunConfig
+from nanochat_lib.config import PROJECT_ROOT, EvalConfig, MaxRLConfig, RunConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals.judging import canonical_completions, judge_completions
 from nanochat_lib.evals.tasks import (
@@ -17,6 +18,7 @@ from nanochat_lib.evals.tasks import (
     evaluation_sets,
     load_tasks,
     parse_task_file,
+    policy_tasks,
 )
 from nanochat_lib.records import Task, Verdict, as_row
 
@@ -219,3 +221,37 @@ def test_the_sets_of_a_run_are_named_apart(tmp_path: Path) -> None:
     row = as_row(builtin_tasks()[0]) | {"task_set": "tinyrust", "split": "train"}
     _write(tmp_path / "tasks.jsonl", [row])
     assert list(evaluation_sets(EvalConfig(), tmp_path)) == ["tinyrust", "builtin"]
+
+
+def own_rows(n: int, **changes: object) -> str:
+    rows = []
+    for i in range(n):
+        task = Task(f"corpus/p{i // 3}/f{i}", f"fn f{i}() -> i32 {{", "\n    1\n}", "", "corpus")
+        rows.append(json.dumps(as_row(replace(task, **changes))))
+    return "\n".join(rows) + "\n"
+
+
+def test_prompts_of_stage_3_come_from_stage_1_and_from_files(tmp_path: Path) -> None:
+    tiny = replace(builtin_tasks()[0], task_set="tinyrust", split="train", level=1)
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(as_row(tiny)) + "\n")
+    own = tmp_path / "own.jsonl"
+    own.write_text(own_rows(240))
+    found = policy_tasks(MaxRLConfig(task_files=(str(own),)), tmp_path)
+    assert found[0] == tiny
+    split = {task.task_id: task.split for task in found[1:]}
+    held = {task_id.split("/")[1] for task_id, name in split.items() if name == "held_package"}
+    trained = {task_id.split("/")[1] for task_id, name in split.items() if name == "train"}
+    assert held.isdisjoint(trained)
+    assert 4 <= len(held) <= 18  # 80 packages, one of eight
+    (tmp_path / "corpus_tasks.jsonl").write_text(own_rows(3, split="held_package"))
+    with pytest.raises(WorkbenchError, match="appears twice"):
+        policy_tasks(MaxRLConfig(task_files=(str(own),)), tmp_path)
+    assert len(policy_tasks(MaxRLConfig(), tmp_path)) == 4
+
+
+@pytest.mark.parametrize("name", ["builtin", "humaneval_x", "multipl_e"])
+def test_benchmarks_are_not_trained_on(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "tasks_of_mine.jsonl"
+    file.write_text(own_rows(2, task_set=name))
+    with pytest.raises(WorkbenchError, match="must not train"):
+        policy_tasks(MaxRLConfig(task_files=(str(file),)), tmp_path)
