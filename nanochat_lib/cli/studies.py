@@ -10,9 +10,9 @@ from nanochat_lib.cli.shared import Setting, console, parse_settings
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="loops, ternary, objective, optimizer, exits, maxrl, ...")],
+    name: Annotated[str, typer.Argument(help="loops, ternary, objective, exits, maxrl, ...")],
     data_run: Annotated[
-        str, typer.Option(help="a run with a finished stage 1 (maxrl: and 2): its name, or its folder")
+        str, typer.Option(help="a run with a finished stage 1 (maxrl: 2): its name, or its folder")
     ],
     seeds: Annotated[int, typer.Option(min=1, help="seeds of each arm")] = 3,
     workers: Annotated[int, typer.Option(min=0, help="points at a time; 0: one a core")] = 0,
