@@ -171,7 +171,7 @@ class MaxRLConfig(StageConfig):
     prompts_per_step: int = Field(8, ge=1, description="tasks per update")
     rollouts_per_prompt: int = Field(8, ge=2, description="programs sampled per task")
     prompts_per_part: int = Field(
-        8, ge=1, description="tasks judged together while the next are sampled"
+        4, ge=1, description="tasks judged together while the next are sampled"
     )
     max_new_tokens: int = Field(120, ge=8, description="longest completion in tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
