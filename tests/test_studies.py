@@ -282,6 +282,11 @@ def test_the_policy_notebook_compares_estimators_once(trained_run, tmp_path):
     assert (row["n"], row["tasks"], row["programs sampled"]) == (6, 3, 8)
     table = policies.rate_table(rows)
     assert table["seeds"].to_list() == [2, 2, 2]
+    first = policies.pooled(opened.points, "pass_rate").row(0, named=True)
+    assert first["after"].startswith(f"{result['after']['pass_rate']:.1%} [")
+    assert first["is_separate"] == (
+        result["after"]["pass_rate_low"] > result["before"]["pass_rate_high"]
+    )
     curve = policies.curve_rows(opened.points)
     assert curve.filter(arm="GRPO", seed=1)["programs"].to_list() == [0, 4, 8]
     before = {p.folder: (p.folder / "result.json").stat().st_mtime_ns for p in opened.points}

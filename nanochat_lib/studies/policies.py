@@ -165,26 +165,28 @@ def rate_table(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(out)
 
 
-def pooled(points: Sequence[Point]) -> pl.DataFrame:
-    """Return, per estimator and seed, rates before and after with intervals over held-out tasks.
+def pooled(points: Sequence[Point], key: str) -> pl.DataFrame:
+    """Return, per estimator and seed, a rate before and after with intervals over held-out tasks.
+
+    Args:
+        key: "pass_rate" or "compile_rate".
 
     `is_separate` says that the intervals of before and after do not overlap, and the rate rose.
     """
     rows = []
     for point in points:
         result = point.result()
-        for key in ("compile_rate", "pass_rate"):
-            before, after = (
-                (look[key], look[f"{key}_low"], look[f"{key}_high"])
-                for look in (result["before"], result["after"])
-            )
-            rows.append({
-                "estimator": result["arm"], "seed": result["seed"], "rate": key,
-                "before": _span(*before), "after": _span(*after),
-                "paired rise": _span(*(result["gains"][key][k] for k in ("rise", "low", "high"))),
-                "is_separate": after[1] > before[2],
-                "n": result["after"]["n_judged"], "tasks": result["after"]["n_tasks"],
-            })  # fmt: skip
+        before, after = (
+            (look[key], look[f"{key}_low"], look[f"{key}_high"])
+            for look in (result["before"], result["after"])
+        )
+        rows.append({
+            "estimator": result["arm"], "seed": result["seed"],
+            "before": _span(*before), "after": _span(*after),
+            "paired rise": _span(*(result["gains"][key][k] for k in ("rise", "low", "high"))),
+            "is_separate": after[1] > before[2],
+            "n": result["after"]["n_judged"], "tasks": result["after"]["n_tasks"],
+        })  # fmt: skip
     return pl.DataFrame(rows)
 
 

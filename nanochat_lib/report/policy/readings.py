@@ -46,7 +46,8 @@ def read_change(summary: dict[str, Any], kind: str) -> str:
     if not parts:
         return text
     apart = [change.part for change in parts if change.is_separate]
-    among = f"separate for {', '.join(apart)}, of {len(parts)}" if apart else "none is separate"
+    among = f"{len(apart)} of {len(parts)} are separate"
+    among += f" ({', '.join(apart)})" if apart else ""
     return f"{text} By level and split: {among}."
 
 
