@@ -202,3 +202,14 @@ def test_being_sure_of_what_is_wrong_is_an_alarm() -> None:
     assert not looked(9)["stubborn"]["alarm"]
     assert looked(0, n_solved=2)["stubborn"]["of"] == 10
     assert "stubborn" not in looked(0, n_solved=3)  # too few failed to say anything
+
+
+def test_closing_ends_the_threads(monkeypatch) -> None:
+    attempts = attempts_with(Slow([]), monkeypatch)
+    attempts.all(TASKS[:2], 1, PLAN, seed=0, seconds=Counter())
+    mine = {*attempts._sampling._threads, *attempts._judging._threads}
+    attempts.close()
+    for thread in mine:
+        thread.join(timeout=5)
+    assert len(mine) == 2
+    assert not any(thread.is_alive() for thread in mine)

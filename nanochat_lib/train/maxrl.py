@@ -92,7 +92,10 @@ def maxrl(
     folder.mkdir(parents=True, exist_ok=True)
     with signals_set(stop), cpu_threads(config.hardware.cpu_threads, folder):
         trainer = _open_trainer(config, base_checkpoint, tasks, folder, cache_dir, stop)
-        trainer.run(log, stop, report)
+        try:
+            trainer.run(log, stop, report)
+        finally:
+            trainer.attempts.close()
         return trainer.finish()
 
 

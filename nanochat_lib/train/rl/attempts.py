@@ -76,6 +76,11 @@ class Attempts:
         parts = self.stream(tasks, n_samples, plan, seed=seed, seconds=seconds)
         return [rollout for part in parts for rollout in part]
 
+    def close(self) -> None:
+        """Let the two threads end, after what they are at."""
+        for pool in (self._sampling, self._judging):
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def _judge(self, drafts: list[Draft], plan: MaxRLConfig, seconds: Counter) -> list[Rollout]:
         began = time.perf_counter()
         found = judge(drafts, plan, self.verify, cache_dir=self.cache_dir, workers=self.workers)
