@@ -103,6 +103,10 @@ def _corpus(folder: Path) -> None:
         "rows": {"verified": 5, "rejected": 1, "tasks": 2}, "rustc": "1.85.0", "n_files": 4,
         "n_bytes": 4000, "n_permitted_bytes": 3000, "units": ["a"], "problems": ["no network"],
         "error_codes": [{"code": "E0425", "n": 1}], "licences": [{"licence": "MIT", "n": 5}],
+        "tasks": [{
+            "kind": "documentation", "n_found": 4, "n_judged": 3, "n_passed": 2, "n_kept": 1,
+            "n_train": 1, "n_held_package": 0, "dropped": {"a panic passes": 1},
+        }],
         "dropped_licences": {"GPL-3.0": 2}, "skipped_files": {"not UTF-8": 1},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))

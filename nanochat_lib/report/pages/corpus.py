@@ -64,7 +64,7 @@ def _tables(summary: dict[str, Any]) -> list[tuple[str, str, pl.DataFrame]]:
         (
             "Tasks with hidden tests",
             "Kept when their own body passes, and neither a panic nor a default value does.",
-            pl.DataFrame([_tasks(row) for row in summary["tasks"]]),
+            pl.DataFrame([_tasks(row) for row in summary.get("tasks", [])]),
         ),
         (
             "First error of rejected rows", "By rustc's code.",
