@@ -121,10 +121,6 @@ def write_greedily(
     return new, n_loops / max(n_tokens, 1)
 
 
-def _is_open(text: list[int], limit: int) -> bool:
-    return text[-1] != END_OF_TEXT_ID and len(text) < limit
-
-
 def _next_tokens(
     model: LoopLM, texts: list[list[int]], rule: Rule, level: float
 ) -> tuple[list[int], Tensor]:

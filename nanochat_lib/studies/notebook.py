@@ -6,7 +6,7 @@ executes it by papermill and writes the page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from nanochat_lib.errors import WorkbenchError, nearest
 from nanochat_lib.pipeline import execute_notebook
 from nanochat_lib.report.pages.notebook import export_notebook
 from nanochat_lib.runs import REPORTS_DIR
-from nanochat_lib.studies.plan import STUDIES, Study
-from nanochat_lib.studies.points import Point, Progress, run_points, study_points
+from nanochat_lib.studies.plan import STUDIES
+from nanochat_lib.studies.points import Point, Progress, run_point, run_points, study_points
 from nanochat_lib.studies.policies import policy_points, run_policy
 
 NOTEBOOKS = PROJECT_ROOT / "notebooks" / "experiments"
@@ -26,15 +26,15 @@ STUDIES_DIR = REPORTS_DIR / "studies"
 
 @dataclass(frozen=True)
 class Opened:
-    """A study with its points, some of which may be done."""
+    """The points of a study, some of which may be done, and what trains and measures one."""
 
-    study: Study
     points: list[Point]
     data: Path
+    measure: Callable[[Point, Path], None] = run_point
 
     def run(self, workers: int = 0, progress: Progress | None = None) -> None:
         """Train and measure what is not done yet; see `points.run_points`."""
-        run_points(self.points, self.data, workers=workers, progress=progress)
+        run_points(self.points, self.data, self.measure, workers=workers, progress=progress)
 
 
 def open_study(
@@ -59,20 +59,8 @@ def open_study(
     if name not in STUDIES:
         raise WorkbenchError(f"There is no study {name!r}.{nearest(name, STUDIES)}")
     data, kept = _run_folder(data_run) / "artifacts" / "preprocess", _points_folder(folder)
-    study = STUDIES[name]
-    return Opened(study, study_points(study, data, kept, seeds=seeds, overrides=overrides), data)
-
-
-@dataclass(frozen=True)
-class OpenedPolicies:
-    """The points of stage 3's study, some of which may be done."""
-
-    points: list[Point]
-    data: Path
-
-    def run(self, workers: int = 0, progress: Progress | None = None) -> None:
-        """Train and measure what is not done yet; see `points.run_points`."""
-        run_points(self.points, self.data, workers=workers, progress=progress, run=run_policy)
+    points = study_points(STUDIES[name], data, kept, seeds=seeds, overrides=overrides)
+    return Opened(points, data)
 
 
 def open_policies(
@@ -81,7 +69,7 @@ def open_policies(
     seeds: Sequence[int] = (0, 1, 2),
     folder: str = "",
     overrides: dict[str, Any] | None = None,
-) -> OpenedPolicies:
+) -> Opened:
     """Return the study of stage 3's estimators over the model of a run.
 
     Args:
@@ -94,7 +82,7 @@ def open_policies(
     """
     place, kept = _run_folder(data_run), _points_folder(folder)
     points = policy_points(place, kept, seeds=seeds, overrides=overrides)
-    return OpenedPolicies(points, place / "artifacts" / "preprocess")
+    return Opened(points, place / "artifacts" / "preprocess", run_policy)
 
 
 def _run_folder(data_run: str) -> Path:

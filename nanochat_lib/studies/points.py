@@ -13,8 +13,9 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,15 @@ def _name(config: RunConfig, index: Path) -> str:
 def run_points(
     points: Sequence[Point],
     data: Path,
+    measure: Callable[[Point, Path], None],
     *,
     workers: int = 0,
     progress: Progress | None = None,
-    run: Callable[[Point, Path], None] | None = None,
 ) -> None:
     """Train and measure what is not done yet, `workers` points at a time (0: one for each core).
 
     Args:
-        run: trains and measures one point in a process of its own; by default `run_point`.
+        measure: trains and measures one point, in a process of its own.
 
     Raises:
         WorkbenchError: points failed; the others are done, and the same call tries those again.
@@ -123,7 +124,7 @@ def run_points(
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     n_workers = max(1, min(workers or usable_cores(), len(todo)))
     with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
-        futures = {pool.submit(run or run_point, point, data): point for point in todo.values()}
+        futures = {pool.submit(measure, point, data): point for point in todo.values()}
         try:
             for future in as_completed(futures):
                 point = futures[future]
@@ -143,22 +144,31 @@ def run_points(
         )
 
 
+@contextmanager
+def begun(point: Point) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Let the process compute on one thread, keep a point's configuration, and yield its log."""
+    import torch
+
+    torch.set_num_threads(1)
+    point.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(point.folder / "config.json", point.config.model_dump_json(indent=1))
+    with (point.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as lines:
+
+        def log(step: int, values: dict[str, float]) -> None:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+
+        yield log
+
+
 def run_point(point: Point, data: Path) -> None:
     """Train one point, let rustc judge what it writes, and write `result.json`."""
     import torch
 
     from nanochat_lib.train.pretrain import pretrain
 
-    torch.set_num_threads(1)
     torch.compiler.reset()  # shapes of an earlier point would count as recompilations
-    point.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(point.folder / "config.json", point.config.model_dump_json(indent=1))
     began = time.process_time()
-    with (point.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as lines:
-
-        def log(step: int, values: dict[str, float]) -> None:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
-
+    with begun(point) as log:
         summary = pretrain(point.config, TokenData.open(data), point.folder, log=log)
     checkpoint = _with_tokenizer(point.folder / "final", Path(data) / "tokenizer.json")
     tasks = [task for task in load_tasks(Path(data) / "tasks.jsonl") if task.split != "train"]

@@ -24,7 +24,7 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.evals.tasks import policy_tasks
 from nanochat_lib.runs import read_run_json, write_atomic
 from nanochat_lib.studies.plan import Arm
-from nanochat_lib.studies.points import RESULT, Point
+from nanochat_lib.studies.points import RESULT, Point, begun
 from nanochat_lib.studies.tables import interval_text, mean_interval
 
 ARMS = (
@@ -96,19 +96,10 @@ def run_policy(point: Point, data: Path) -> None:
     Args:
         data: `artifacts/preprocess` of the run; its model lies beside it.
     """
-    import torch
-
     from nanochat_lib.train.maxrl import maxrl
 
-    torch.set_num_threads(1)
-    point.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(point.folder / "config.json", point.config.model_dump_json(indent=1))
     began = time.process_time()
-    with (point.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as lines:
-
-        def log(step: int, values: dict[str, float]) -> None:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
-
+    with begun(point) as log:
         summary = maxrl(
             point.config,
             data.parent / "pretrain" / "final",

@@ -244,11 +244,7 @@ class _Trainer:
         summary = {
             "before": looks.without_lists(before),
             "after": looks.without_lists(after),
-            "gains": measures.gains(before["by_task"], after["by_task"])
-            | {
-                f"level{level}": measures.gains(counts, after["by_task_of_level"][level])
-                for level, counts in before["by_task_of_level"].items()
-            },
+            "gains": self.looks.gains(before, after),
             "looks": self.record["looks"],
             "examples": looks.pair_examples(before["samples"], after["samples"]),
             "guards": after["guards"] | measures.drift_guards(before, after),

@@ -40,14 +40,13 @@ class Looks:
 
     def between(self, model: LoopLM, seconds: Counter) -> dict[str, Any]:
         """Return the point of the curves: rates, mistakes, reward parts, distance to the base."""
-        tasks = self.held_out[MAIN_SPLIT][: self.config.maxrl.eval_tasks]
-        return self._point(self._try(tasks, MAIN_SPLIT, seconds), model)
+        return self._point(self._try(self._curve_tasks, MAIN_SPLIT, seconds), model)
 
     def whole(self, model: LoopLM, seconds: Counter) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the point of the curves, and all that is said before and after training."""
         found = {split: self._try(tasks, split, seconds) for split, tasks in self.held_out.items()}
         main = found[MAIN_SPLIT]
-        first = {task.task_id for task in self.held_out[MAIN_SPLIT][: self.config.maxrl.eval_tasks]}
+        first = {task.task_id for task in self._curve_tasks}
         point = self._point([r for r in main if r.task.task_id in first], model)
         by_task = measures.count_tasks(main)
         look = measures.rates(main) | {
@@ -57,14 +56,26 @@ class Looks:
             "mistakes": measures.mistakes(main),
             "guards": measures.guards(main),
             "by_task": by_task,
-            "by_task_of_level": {
-                str(level): measures.count_tasks([r for r in main if r.task.level == level])
-                for level in sorted({r.task.level for r in main})
-            },
             "samples": [_sample(r) for r in main if not r.episode.sample_idx],
             "sandbox": next((r.episode.verified.sandbox for r in main), ""),
         }
         return point, look
+
+    def gains(self, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+        """Return the paired rises between two whole looks, over all tasks and by level."""
+        by_level: dict[int, measures.PerTask] = {}
+        for task in self.held_out[MAIN_SPLIT]:
+            if task.task_id in before["by_task"]:
+                counts = by_level.setdefault(task.level, {})
+                counts[task.task_id] = before["by_task"][task.task_id]
+        return measures.gains(before["by_task"], after["by_task"]) | {
+            f"level{level}": measures.gains(counts, after["by_task"])
+            for level, counts in sorted(by_level.items())
+        }
+
+    @property
+    def _curve_tasks(self) -> list[Task]:
+        return self.held_out[MAIN_SPLIT][: self.config.maxrl.eval_tasks]
 
     def _try(self, tasks: list[Task], split: str, seconds: Counter) -> list[Rollout]:
         plan = self.config.maxrl
@@ -123,7 +134,7 @@ def pair_examples(
 
 def without_lists(look: dict[str, Any]) -> dict[str, Any]:
     """Return a look without what is only kept to compare it with another one."""
-    kept_apart = ("samples", "by_task", "by_task_of_level")
+    kept_apart = ("samples", "by_task")
     return {key: value for key, value in look.items() if key not in kept_apart}
 
 
