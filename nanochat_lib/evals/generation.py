@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from nanochat_lib.config import EvalConfig, HardwareConfig
-from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt, load_tokenizer
+from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, STOP_IDS, encode_prompt, load_tokenizer
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.request import Sampling
 
 if TYPE_CHECKING:  # torch takes three seconds to import: only who opens a model pays for it
     from tokenizers import Tokenizer
 
     from nanochat_lib.model.checkpoint import Checkpoint
-    from nanochat_lib.model.engine import Engine, Generation
+    from nanochat_lib.model.engine import Engine
     from nanochat_lib.model.looplm import LoopLM
+    from nanochat_lib.model.request import Generation
 
 MAX_BATCH = 64
 # At least this share of the context stays free for the completion; longer prompts lose their start.
@@ -57,6 +59,12 @@ class Writer:
             seed: of the sampling. A completion depends on it, its prompt (without white space
                 at the end) and its number only.
         """
+        sampling = Sampling(
+            settings.max_new_tokens,
+            settings.temperature,
+            exit_threshold=settings.exit_threshold,
+            stop_ids=STOP_IDS,
+        )
         longest = max(int(self.engine.max_seq_len * (1 - MIN_FREE_SHARE)), 1)
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         jobs = [(i, sample) for i in range(len(prompts)) for sample in range(n_samples)]
@@ -64,11 +72,8 @@ class Writer:
             batch = jobs[start : start + MAX_BATCH]
             generations = self.engine.generate(
                 [encoded[i][-longest:] for i, _ in batch],
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
+                sampling,
                 seed=[crc32(f"{seed} {s} {prompts[i].rstrip()}".encode()) for i, s in batch],
-                stop_ids=frozenset({END_OF_TEXT_ID}),
-                exit_threshold=settings.exit_threshold,
             )
             yield [
                 (i, self._completion(found, len(encoded[i]) > longest))

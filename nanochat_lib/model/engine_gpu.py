@@ -20,8 +20,8 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.decoding.gpu import Step, generate
 from nanochat_lib.model.decoding.packed import load_weights, new_weights, shape_of
-from nanochat_lib.model.engine import Engine, Generation, seeds_of
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Generation, Sampling, check_prompts, seeds_of
 
 
 class TorchMemory:
@@ -43,8 +43,8 @@ class TorchMemory:
 class GpuEngine:
     """Packed weights of one model on the first GPU, with caches for `n_rows` sequences."""
 
-    def __init__(self, checker: Engine, step: Step) -> None:
-        self._checker, self._step = checker, step
+    def __init__(self, step: Step) -> None:
+        self._step = step
 
     @classmethod
     def from_model(
@@ -64,36 +64,31 @@ class GpuEngine:
         if reason := why_unavailable():
             raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
         length = max_seq_len or config.max_seq_len
-        checker = Engine.from_model(model, max_batch=1, max_seq_len=length, threads=1)
         weights = new_weights(config, length, "2bit")
         load_weights(weights, model, "2bit")
         launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
         n_rows = min(max_batch, rows_that_fit(config, device(0)))
         sizes = (n_rows, length, length)
         shape = shape_of(config, "2bit")
-        return cls(checker, Step(shape, weights, sizes, launcher, device(0), TorchMemory()))
+        return cls(Step(shape, weights, sizes, launcher, device(0), TorchMemory()))
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
         *,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int = 0,
-        top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
-        stop_ids: frozenset[int] = frozenset(),
-        exit_threshold: float = 1.0,
     ) -> list[Generation]:
         """Continue every prompt; arguments and results as `Engine.generate` has them."""
-        top, step = (top_k, top_p), self._step
-        self._checker.check(prompts, max_new_tokens, temperature, top, exit_threshold)
+        step, vocab_size = self._step, self._step.shape.vocab_size
+        check_prompts(prompts, vocab_size, step.max_len)
         seeds, found = seeds_of(seed, len(prompts)), []
-        step.put(is_stop=np.isin(np.arange(step.shape.vocab_size), list(stop_ids)).astype(np.uint8))
-        sampling, limit = (float(temperature), top, exit_threshold), min(max_new_tokens, step.width)
+        step.put(is_stop=sampling.is_stop(vocab_size).astype(np.uint8))
+        top, limit = (sampling.top_k, sampling.top_p), min(sampling.max_new_tokens, step.width)
+        choice = (float(sampling.temperature), top, sampling.exit_threshold)
         for first in range(0, len(prompts), step.n_rows):
             part = slice(first, first + step.n_rows)
-            lengths = generate(step, prompts[part], seeds[part], limit, sampling, _as_graph)
+            lengths = generate(step, prompts[part], seeds[part], limit, choice, _as_graph)
             found += generations(step, lengths)
         return found
 

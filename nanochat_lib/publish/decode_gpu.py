@@ -53,13 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tokens_per_s(model: object, n_sequences: int) -> float:
     """Return the median over repeats; prompts and the capture of the graph are in the time."""
     from nanochat_lib.model.engine_gpu import GpuEngine
+    from nanochat_lib.model.request import Sampling
 
     engine, found = GpuEngine.from_model(model, max_batch=n_sequences), []
     for _ in range(N_REPEATS + 1):
         start = time.perf_counter()
-        texts = engine.generate(
-            [list(range(1, 17))] * n_sequences, max_new_tokens=N_TOKENS, temperature=1.0
-        )
+        texts = engine.generate([list(range(1, 17))] * n_sequences, Sampling(N_TOKENS))
         n_tokens = sum(len(text.tokens) for text in texts)
         found.append(n_tokens / (time.perf_counter() - start))
     return statistics.median(found[1:])

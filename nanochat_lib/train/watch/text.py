@@ -14,6 +14,7 @@ from nanochat_lib.data.tokenizer import END_OF_TEXT_ID
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Sampling
 from nanochat_lib.records import Metric
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,8 @@ class FreeText:
             logger.warning("No free-running text is watched: %s", error)
             self.n_tokens = 0
             return {}
-        written = engine.generate(
-            [[END_OF_TEXT_ID]] * N_TEXTS,
-            max_new_tokens=n_tokens,
-            temperature=1.0,
-            seed=list(range(N_TEXTS)),
-        )
+        prompts, seeds = [[END_OF_TEXT_ID]] * N_TEXTS, list(range(N_TEXTS))
+        written = engine.generate(prompts, Sampling(n_tokens), seed=seeds)
         return text_statistics([found.tokens for found in written])
 
     def _loaded(self, model: LoopLM) -> Engine:
