@@ -15,15 +15,13 @@ from zlib import crc32
 from nanochat_lib.config import EvalConfig, HardwareConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, STOP_IDS, encode_prompt, load_tokenizer
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.request import Sampling
+from nanochat_lib.model.request import Decoder, Generation, Sampling
 
 if TYPE_CHECKING:  # torch takes three seconds to import: only who opens a model pays for it
     from tokenizers import Tokenizer
 
     from nanochat_lib.model.checkpoint import Checkpoint
-    from nanochat_lib.model.engine import Engine
     from nanochat_lib.model.looplm import LoopLM
-    from nanochat_lib.model.request import Generation
 
 MAX_BATCH = 64
 # At least this share of the context stays free for the completion; longer prompts lose their start.
@@ -44,7 +42,7 @@ class Completion:
 class Writer:
     """A model ready to complete prompts."""
 
-    engine: Engine
+    engine: Decoder
     tokenizer: Tokenizer
 
     def complete(
@@ -116,8 +114,7 @@ def load_with_tokenizer(checkpoint: Path) -> Checkpoint:
 
 def make_writer(model: LoopLM, tokenizer_path: Path, hardware: HardwareConfig) -> Writer:
     """Pack a model in memory for decoding."""
-    from nanochat_lib.model.engine import Engine
+    from nanochat_lib.model.backend import open_engine
 
-    threads, numa = hardware.cpu_threads, hardware.numa_aware
-    engine = Engine.from_model(model, max_batch=MAX_BATCH, threads=threads, numa=numa)
+    engine = open_engine(model, hardware, max_batch=MAX_BATCH)
     return Writer(engine, load_tokenizer(tokenizer_path))

@@ -47,6 +47,7 @@ class Engine:
         self.config = config
         self.max_seq_len = options.max_seq_len
         self.backend = _backend()
+        self.runs_on = f"cpu ({self.backend})"
         self._options = options
         self._shape = shape_of(config, options.packing)
         self._weights = weights

@@ -1,17 +1,22 @@
 """What a decode engine is asked and what it answers: sampling settings, seeds, generations.
 
 The CPU engine (engine.py) and the GPU engine (engine_gpu.py) take and return the same, so whoever
-samples (evaluation, rollouts, looks at a training run) need not know which of them runs.
+samples (evaluation, rollouts, looks at a training run) need not know which of them runs
+(backend.py chooses).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from nanochat_lib.errors import WorkbenchError
+
+if TYPE_CHECKING:  # torch takes three seconds to import
+    from nanochat_lib.model.looplm import LoopLM
 
 # Spreads (seed, sequence) over 64 bits. Not splitmix64's own step, by which the numbers of a
 # sequence move on: with that, sequence i drew at token t what sequence i + 1 drew at token t - 1.
@@ -67,6 +72,27 @@ class Draft:
 
     loops: int = 1
     tokens: int = 4
+
+
+class Decoder(Protocol):
+    """An engine that `model.backend.open_engine` returns."""
+
+    max_seq_len: int
+    runs_on: str  # "cuda", or "cpu" with its kernels; and why not on a GPU that is there
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Generation]:
+        """Continue every prompt (see `Engine.generate`)."""
+        ...
+
+    def reload(self, model: LoopLM) -> None:
+        """Pack the current parameters of a model of the same shape again, in place."""
+        ...
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len: int) -> None:

@@ -11,28 +11,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from nanochat_lib.config import MaxRLConfig, VerifyConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, STOP_IDS, encode_prompt
-from nanochat_lib.model.request import Generation, Sampling
+from nanochat_lib.model.request import Decoder, Generation, Sampling
 from nanochat_lib.records import Episode, Level, Task, Verdict
 from nanochat_lib.rust.programs import assemble, truncate_completion
 from nanochat_lib.rust.reward import has_compiled, reward_of
 from nanochat_lib.rust.verify import verify
-
-
-class Generates(Protocol):
-    """What is used of an engine (`model.engine.Engine`)."""
-
-    def generate(
-        self, prompts: list[list[int]], sampling: Sampling, *, seed: list[int]
-    ) -> list[Generation]:
-        """Return one generation (tokens, token_entropy) per prompt."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class Draft:
 class Sampler:
     """A policy ready to complete prompts."""
 
-    engine: Generates
+    engine: Decoder
     tokenizer: Tokenizer
     max_seq_len: int
 
