@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from cuda_shim import Shim, compiled
 from test_engine import small_model, some_prompts
 from test_gpu_step import HereMemory
 
+import kernels
+from kernels import torch_op
+from kernels.cuda import driver, tensors
 from kernels.cuda.compiler import CudaUnavailableError
 from kernels.cuda.products import Device
 from nanochat_lib.config import HardwareConfig
@@ -146,6 +151,25 @@ def test_an_engine_agrees_with_itself_and_not_with_another_model(model):
     assert disagreement(short, short, 4) == ""
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda one: {"tokens": one.tokens[:-1]}, "greedy tokens, not"),
+        (lambda one: {"tokens": [300, *one.tokens[1:]]}, "none of the vocabulary"),
+        (lambda one: {"token_entropy": [math.nan] * len(one.tokens)}, "nats off"),
+        (lambda one: {"exit_loops": [1 + loop % 2 for loop in one.exit_loops]}, "another loop"),
+    ],
+)
+def test_every_kind_of_disagreement_is_said(model, change, reason):
+    judge = Engine.from_model(model, max_batch=4, threads=1)
+
+    class Other:
+        def generate(self, prompts, sampling):
+            return [replace(one, **change(one)) for one in judge.generate(prompts, sampling)]
+
+    assert reason in disagreement(Other(), judge, 4)
+
+
 def test_without_a_gpu_auto_is_silent_and_cuda_by_name_an_error(model, monkeypatch, caplog):
     without_gpu(monkeypatch, "no GPU: the CUDA driver finds no device")
     engine = open_engine(model, AUTO, max_batch=1)
@@ -192,3 +216,26 @@ def test_what_the_gpu_engine_lacks_runs_on_the_cpu(model, a_gpu):
     assert "heads of 12" in open_engine(odd, AUTO, max_batch=1).runs_on
     with pytest.raises(WorkbenchError, match="no packing 'base4'"):
         open_engine(model, AUTO, packing="base4")
+
+
+@pytest.mark.parametrize("b", [1, 5])
+def test_the_operator_on_cuda_runs_the_cuda_product(shim, monkeypatch, b):
+    """Its CUDA half gets tensors in memory here, and a driver that runs the kernels on them."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel("nanochat::ternary_linear", "CUDA")
+    monkeypatch.setattr(tensors, "program", lambda *_: shim)
+    monkeypatch.setattr(tensors, "device", lambda _: Device(2, 99 << 10))
+    rng = np.random.default_rng(b)
+    packed = torch.from_numpy(kernels.pack(rng.integers(-1, 2, (37, 100)).astype(np.int8)))
+    x = torch.from_numpy(rng.standard_normal((b, 2, 100)).astype(np.float32))
+    scale = torch.from_numpy(rng.random(37).astype(np.float32))
+    shim.allow(packed.numpy())
+    wanted = torch_op.ternary_linear(x, packed, scale)
+    assert torch.equal(torch_op._on_cuda(x, packed, scale), wanted)
+
+
+def test_cuda_tensors_without_a_compiler_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(driver, "why_unavailable", lambda: "no CUDA compiler")
+    x, packed, scale = torch.zeros(1, 16), torch.zeros(1, 1, 64, dtype=torch.uint8), torch.ones(16)
+    with pytest.raises(CudaUnavailableError, match="CUDA kernels cannot run: no CUDA compiler"):
+        torch_op._on_cuda(x, packed, scale)

@@ -113,6 +113,13 @@ def test_a_collapsed_model_repeats_and_a_random_one_does_not():
     assert collapsed["repetition"] > 0.8
 
 
+def test_free_text_by_cuda_where_there_is_none_is_an_error(monkeypatch):
+    """A model that cannot be packed is only a warning: nobody asked for that by name."""
+    monkeypatch.setattr("nanochat_lib.model.backend.why_unavailable", lambda: "no GPU: here")
+    with pytest.raises(WorkbenchError, match="the GPU cannot decode here: no GPU: here"):
+        FreeText(15, HardwareConfig(decode_device="cuda")).look(LoopLM(TINY))
+
+
 def test_free_text_can_be_switched_off():
     assert FreeText(0, HardwareConfig()).look(LoopLM(TINY)) == {}
 

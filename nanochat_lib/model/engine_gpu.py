@@ -25,11 +25,11 @@ from nanochat_lib.model.request import Generation, Sampling, check_prompts, seed
 
 
 class TorchMemory:
-    """Arrays as tensors on the current GPU."""
+    """Arrays as tensors on the first GPU, whichever is the current one."""
 
     def place(self, array: np.ndarray) -> torch.Tensor:
         """Return a copy on the GPU."""
-        return torch.from_numpy(array).cuda()
+        return torch.from_numpy(array).to("cuda:0")
 
     def put(self, target: torch.Tensor, array: np.ndarray) -> None:
         """Write into the first elements of a tensor."""
@@ -151,6 +151,7 @@ def _check_shape(config: ModelConfig) -> None:
 def _as_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Capture a step as a CUDA graph; launches are recorded, and nothing runs."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads ask of the GPU meanwhile (training's loader pins memory) is none of it.
+    with torch.cuda.device(0), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay
