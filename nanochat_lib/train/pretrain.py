@@ -97,6 +97,7 @@ def finish(
         "tokens_per_s": done.tokens_seen / max(done.seconds, 1e-9),
         "dtype": done.dtype,
         "compiled": done.compiled,
+        "products": done.products,
         "threads": n_threads,
         "peak_rss_mib": peak_rss_mib(),
         "bits_per_byte_first": done.first_bits_per_byte,
