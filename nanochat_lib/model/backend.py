@@ -113,7 +113,8 @@ def _open_on_gpu(model: LoopLM, sizes: dict[str, int | None]) -> Decoder:
 
     engine = GpuEngine.from_model(model, **sizes)
     length = min(engine.max_seq_len, LENGTHS[-1] + N_TOKENS)
-    judge = Engine.from_model(model, max_batch=engine.n_rows, max_seq_len=length)
+    caches = {"max_batch": engine.n_rows, "max_seq_len": length}
+    judge = Engine.from_weights(model.config, engine.weights, **caches)
     if reason := disagreement(engine, judge, engine.n_rows):
         raise WorkbenchError(f"its texts are not those of the CPU engine: {reason}")
     return engine
@@ -133,11 +134,10 @@ def disagreement(engine: Decoder, judge: Engine, n_texts: int) -> str:
         "greedy": Sampling(N_TOKENS, temperature=0, top_k=1),
         "sampled": Sampling(N_TOKENS, top_k=4),
     }.items():
-        found = engine.generate(prompts, sampling)
-        wanted = judge.generate(prompts, sampling)
-        for prompt, one, other in zip(prompts, found, wanted, strict=True):
-            if len(one.tokens) != len(other.tokens):
-                return f"{len(one.tokens)} {name} tokens, not {len(other.tokens)}"
+        for prompt, one in zip(prompts, engine.generate(prompts, sampling), strict=True):
+            n_tokens = min(N_TOKENS, judge.max_seq_len - len(prompt) + 1)
+            if len(one.tokens) != n_tokens:
+                return f"{len(one.tokens)} {name} tokens, not {n_tokens}"
             if not all(0 <= token < judge.config.vocab_size for token in one.tokens):
                 return f"a {name} token is none of the vocabulary"
             logits = judge.logits([*prompt, *one.tokens[:-1]])[len(prompt) - 1 :]

@@ -47,7 +47,7 @@ class GpuEngine:
 
     def __init__(self, config: ModelConfig, weights: Weights, step: Step) -> None:
         self.config, self.max_seq_len, self.n_rows = config, step.max_len, step.n_rows
-        self._weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
+        self.weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
 
     @classmethod
     def from_model(
@@ -87,13 +87,13 @@ class GpuEngine:
                 f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
                 "Open a new one."
             )
-        load_weights(self._weights, model, "2bit")
+        load_weights(self.weights, model, "2bit")
         step = self._step
         for name, target in step.weights.items():
-            step.memory.put(target, getattr(self._weights, name))
+            step.memory.put(target, getattr(self.weights, name))
         for name, targets in step.matrices.items():
             for target, part in zip(targets, ("packed", "scale"), strict=True):
-                step.memory.put(target, getattr(getattr(self._weights, name), part))
+                step.memory.put(target, getattr(getattr(self.weights, name), part))
 
     def generate(
         self,
