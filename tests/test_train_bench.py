@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from kernels.bench_gpu import start
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model import products
 from nanochat_lib.train import bench
@@ -64,7 +65,7 @@ def test_shapes_for_a_gpu_are_as_wide_as_the_target_says():
 
 
 def test_without_a_gpu_it_says_why_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "why_unavailable", lambda: "no GPU: here")
+    monkeypatch.setattr(start, "why_unavailable", lambda: "no GPU: here")
     monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--json", str(tmp_path / "gpu.json")])
     with pytest.raises(SystemExit) as ended:
         bench.main()

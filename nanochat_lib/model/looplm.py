@@ -27,7 +27,7 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.attention import Positions, attend, positions_of
 from nanochat_lib.model.products import BIT_LINEARS, Int8Weights, LayerWeights
-from nanochat_lib.model.ternary import BitLinear, quantize_activations
+from nanochat_lib.model.ternary import BitLinear, exact_in_16_bits, quantize_activations
 
 AnyWeights = LayerWeights | Int8Weights
 
@@ -176,6 +176,22 @@ class LoopLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Map a normed hidden state (..., D) to logits (..., V)."""
         return self.head(hidden)
+
+    def use_weights_as_they_are(self) -> None:
+        """Stop quantising matrices: they were read from a file that holds codes times scale."""
+        for layer in self.layers:
+            for name in BIT_LINEARS:
+                getattr(layer, name).ternary = False
+
+    @torch.no_grad()
+    def round_tables(self) -> None:
+        """Round embedding and head to 16 bits, in place, when training is over.
+
+        GGUF files and the decode engine store them so; a model that is rounded before it is
+        measured has the same loss everywhere. Again, it changes nothing.
+        """
+        for table in (self.embed.weight, self.head.weight):
+            table.copy_(exact_in_16_bits(table))
 
     @torch.no_grad()
     def _init_weights(self, seed: int) -> None:

@@ -30,7 +30,7 @@ from nanochat_lib.model.checkpoint import Checkpoint, TrainState, save_checkpoin
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
-from nanochat_lib.train.objective import stage_one_loss
+from nanochat_lib.train.objective import Objective, stage_one_loss
 from nanochat_lib.train.optim import Optimizers
 from nanochat_lib.train.safety import kept
 from nanochat_lib.train.safety.checks import check_fit
@@ -216,15 +216,14 @@ class Trainer:
 
     def _forward_backward(self, micro_batches: tuple[Tensor, ...]) -> dict[str, float]:
         total, task, entropy_term, pdf = 0.0, 0.0, 0.0, 0.0
-        share = 1 / len(micro_batches)
+        share, objective = 1 / len(micro_batches), Objective.of(self.plan)
         for tokens in micro_batches:
             with execution.autocast(self.device, self.dtype):
                 loss = stage_one_loss(
                     self.model,
                     self.model(tokens[:, :-1]),
                     tokens[:, 1:],
-                    entropy_weight=self.plan.entropy_weight,
-                    entropy_objective=self.plan.entropy_objective,
+                    objective,
                     is_compiled=self.progress.compiled,
                 )
             (loss.total * share).backward()

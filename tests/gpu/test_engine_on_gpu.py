@@ -9,6 +9,7 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,8 +26,8 @@ def test_texts_are_those_of_the_cpu_engine(threshold, temperature):
     model.head.weight.data *= 20
     model.exit_gate.weight.data.normal_(std=0.3)
     prompts = [[i, 5, 7 * i % 300, 2, i * i % 500] for i in range(1, 50)]
-    options = {"max_new_tokens": 20, "temperature": temperature, "exit_threshold": threshold}
-    wanted = Engine.from_model(model).generate(prompts, **options)
-    found = GpuEngine.from_model(model).generate(prompts, **options)
+    sampling = Sampling(20, temperature, exit_threshold=threshold)
+    wanted = Engine.from_model(model).generate(prompts, sampling)
+    found = GpuEngine.from_model(model).generate(prompts, sampling)
     equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
     assert equal >= 0.9 * len(prompts)
