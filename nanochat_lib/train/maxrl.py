@@ -141,6 +141,8 @@ class _Trainer:
             if self.step % plan.checkpoint_every == 0:
                 self.save()
             report(self.step, plan.total_steps, f"{values[Metric.PASS_RATE]:.0%} passed")
+        self.policy.model.round_tables()
+        self.engine.reload(self.policy.model)
         report(self.step, plan.total_steps, "held-out tasks after")
         log(plan.total_steps, self.look("after"))
 

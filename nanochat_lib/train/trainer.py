@@ -100,6 +100,7 @@ class Progress:
     micro_batch_size: int = 0
     dtype: str = "float32"
     compiled: bool = False
+    products: str = "float"
     smooth_loss: float = math.nan
     best_bits_per_byte: float = math.inf
     first_bits_per_byte: float = math.nan
@@ -198,7 +199,7 @@ class Trainer:
             size = self.progress.micro_batch_size
             try:
                 compiled = execution.compiled_layers(self.model, self.progress.compiled)
-                with compiled, recomputed(self.model, mode):
+                with compiled, self._int8(), recomputed(self.model, mode):
                     return self._forward_backward(tokens.split(size))
             except (MemoryError, RuntimeError) as error:
                 if size == 1 or not is_out_of_memory(error):
@@ -341,12 +342,17 @@ class Trainer:
 
     def _choose_execution(self) -> None:
         dtype = execution.choose_dtype(self.plan.dtype, self.model.config, self.device)
+        self.progress.products = execution.choose_products(self.plan, self.model, dtype)
         compiled = execution.choose_compile(self.plan, self.model.config, dtype)
         if compiled:
             tokens = self.job.tokens(0, self.device)[: self.progress.micro_batch_size, :-1]
-            compiled = execution.compiles(self.model, tokens, dtype)
+            with self._int8():
+                compiled = execution.compiles(self.model, tokens, dtype)
         self.progress.dtype = str(dtype).removeprefix("torch.")
         self.progress.compiled = compiled
+
+    def _int8(self) -> contextlib.AbstractContextManager[None]:
+        return execution.int8_products(self.model, self.progress.products == "int8")
 
     def _make_optimizers(self) -> Optimizers:
         muon_dtype = getattr(torch, self.progress.dtype)
