@@ -112,7 +112,7 @@ STUDIES: dict[str, Study] = {
         ),
     ),
     "optimizer": Study(
-        "Does Muon learn faster than AdamW, each at its best rate of three?",
+        "Does Muon learn faster than AdamW, each at its best rate?",
         "orthogonalised updates need fewer tokens (Muon)",
         (
             Arm("Muon 0.008", {}),
@@ -122,7 +122,7 @@ STUDIES: dict[str, Study] = {
                 Arm(
                     f"AdamW {rate}", {"pretrain.optimizer": "adamw", "pretrain.learning_rate": rate}
                 )
-                for rate in (0.003, 0.006, 0.012)
+                for rate in (0.0015, 0.003, 0.006, 0.012)
             ),
         ),
     ),
