@@ -82,6 +82,16 @@ def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch) -> None:
     assert "CUDA build of torch" in found.mend
 
 
+def test_a_gpu_without_triton_is_said(monkeypatch) -> None:
+    with_machine(monkeypatch, gpus=(Gpu("Made-up GPU", 24.0),))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("kernels.training.operators.has_triton", lambda: False)
+    found = check("GPU")
+    assert found.state == doctor.OPTIONAL
+    assert "training multiplies in bfloat16" in found.found
+    assert "triton" in found.mend
+
+
 def test_what_generates_text_is_said_and_a_gpu_that_cannot_has_a_mend(monkeypatch) -> None:
     reasons = ["no CUDA compiler"]
     monkeypatch.setattr("nanochat_lib.model.backend.why_unavailable", lambda: reasons[0])

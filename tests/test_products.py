@@ -15,6 +15,7 @@ from test_pretrain import TINY, Recorder, ToyData, configured
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from kernels.training import operators
 from nanochat_lib.config import ModelConfig, PretrainConfig, load_profile
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model import products
@@ -25,7 +26,7 @@ from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
 from nanochat_lib.train.long_context import _plan
 from nanochat_lib.train.pretrain import pretrain
-from nanochat_lib.train.safety.memory import recomputed
+from nanochat_lib.train.safety.memory import LiveBytes, recomputed
 
 SMALL = ModelConfig(
     vocab_size=300, d_model=64, n_layers=2, n_loops=2, n_heads=4, n_kv_heads=2, d_ff=160,
@@ -149,6 +150,18 @@ def gradients(model, tokens, mode="none", dtype=torch.float32):
             hidden = model(tokens).hidden
         sum(h.float().pow(4).mean() for h in hidden).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_int8_keeps_less_for_the_backward_pass():
+    """Codes and act_scale of a row instead of rounded floats; counted tensor by tensor."""
+    model, tokens, peak = model_of(), torch.randint(0, 300, (32, 64)), {}
+    for is_int8 in (False, True):
+        with execution.int8_products(model, is_int8), LiveBytes() as live:
+            with execution.autocast(CPU, torch.bfloat16):
+                hidden = model(tokens).hidden
+            sum(h.float().pow(4).mean() for h in hidden).backward()
+        peak[is_int8] = live.peak
+    assert peak[True] < 0.85 * peak[False]
 
 
 def test_autocast_gives_its_type_and_masters_stay_float32():
@@ -305,3 +318,13 @@ def test_torch_compile_takes_the_products_as_one_graph_for_all_layers(dtype):
     assert counters["stats"]["unique_graphs"] == 1
     for name, gradient in wanted.items():
         assert relative(found[name], gradient) < 0.03, name
+
+
+def test_torch_finds_the_operators_sound():
+    x, other = torch.randn(10, 48), torch.rand(48)
+    codes, scale = operators.rows_to_int8(x, other, operators.NORM, 1e-5)
+    once = products.ternary(torch.randn(16, 48))
+    rows, product = torch.ops.nanochat.rows_to_int8, torch.ops.nanochat.int8_product
+    torch.library.opcheck(rows.default, (x, other, operators.NORM, 1e-5))
+    arguments = (codes, once.codes, scale, once.scale, torch.bfloat16)
+    torch.library.opcheck(product.default, arguments)

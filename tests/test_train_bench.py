@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
+from kernels.bench_gpu import start
 from nanochat_lib.hardware.planner import count_parameters
-from nanochat_lib.train.bench import Plain, _configs
+from nanochat_lib.model import products
+from nanochat_lib.train import bench
+from nanochat_lib.train.bench import GPU_SHAPES, GPU_SIDES, Plain, _configs, step_rows
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small products on several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 SHAPE = (128, 2, 3, 192, 512, 16, 2)
 
@@ -22,3 +38,37 @@ def test_the_plain_side_runs_as_many_weights_without_rounding():
     assert logits.shape == (2, 16, 512)
     logits[:, 7].sum().backward()  # causal and differentiable
     assert all(p.grad is not None for p in plain.parameters())
+
+
+def test_a_row_has_int8_beside_bfloat16_and_shares_of_the_same_peak(monkeypatch):
+    """With compilation left out; the third side alone quantises to codes, once in each step."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(bench, "matmul_peak", lambda *_: 1e9)
+    loss = bench.stage_one_loss
+    monkeypatch.setattr(bench, "stage_one_loss", lambda *a, is_compiled, **o: loss(*a, **o))
+    calls, original = [], products.ternary
+    monkeypatch.setattr(products, "ternary", lambda w: calls.append(1) or original(w))
+    (row,) = step_rows({"tiny": (*SHAPE[:-1], 4, 2)}, 1, sides=GPU_SIDES)
+    assert len(calls) == 7 * 2 * 3  # matrices, layers, steps: two before the one that counts
+    assert row["tokens"] == 4 * 16
+    assert row["int8_gain"] == pytest.approx(row["step_ms"] / row["int8_ms"], rel=0.1)
+    assert row["of_plain"] == pytest.approx(row["plain_ms"] / row["step_ms"], rel=0.1)
+    flops = row["of_peak"] * row["step_ms"]  # the same for both
+    assert row["int8_of_peak"] * row["int8_ms"] == pytest.approx(flops, rel=0.05)
+
+
+def test_shapes_for_a_gpu_are_as_wide_as_the_target_says():
+    for shape in GPU_SHAPES.values():
+        config, plan = _configs(shape)
+        assert config.d_model >= 2048
+        assert plan.grad_accum_steps > 1
+
+
+def test_without_a_gpu_it_says_why_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "why_unavailable", lambda: "no GPU: here")
+    monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--json", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 1
+    assert "Nothing was measured: no GPU: here." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

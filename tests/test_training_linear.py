@@ -98,26 +98,33 @@ from triton.compiler import ASTSource
 from kernels.training import triton_kernels as ours
 from kernels.training.operators import tile_sizes
 
+ROWS = "x:*{0} other:*{0} codes:*i8 act_scale:*fp32 n:i32 stride:i32 eps:fp32"
+PRODUCT = "a:*i8 b:*i8 a_scale:*fp32 b_scale:*fp32 out:*bf16 M:i32 N:i32 K:i32"
+KERNELS = {
+    "int8_product": (PRODUCT, {"SCALED": True}),
+    "rows_to_int8_0": (ROWS.format("bf16"), {"KIND": 0, "BLOCK": 4096}),  # gradients, attention
+    "rows_to_int8_1": (ROWS.format("fp32"), {"KIND": 1, "BLOCK": 4096}),  # the residual stream
+    "rows_to_int8_2": (ROWS.format("bf16"), {"KIND": 2, "BLOCK": 4096}),  # gate and up
+    "sum_magnitudes": ("weight:*fp32 sums:*fp64 n:i32", {"BLOCK": 4096}),
+    "ternary_codes": ("weight:*fp32 scale:*fp32 codes:*i8 n:i32", {"BLOCK": 4096}),
+}
+
 def compiled(arch, name):
-    options = {}
+    types, constants = KERNELS[name]
+    types, options = dict(part.split(":") for part in types.split()), {}
     if name == "int8_product":
         sizes = tile_sizes(4096, 4096, arch)
         options = {option: sizes.pop(option) for option in ("num_warps", "num_stages")}
-        types = dict(a="*i8", b="*i8", a_scale="*fp32", b_scale="*fp32", out="*bf16",
-                     M="i32", N="i32", K="i32")
-        constants = sizes | {"SCALED": True}
-    else:
-        types = dict(x="*bf16", other="*bf16", codes="*i8", act_scale="*fp32", n="i32",
-                     stride="i32", eps="fp32")
-        constants = {"KIND": 1, "BLOCK": 4096}
+        constants = sizes | constants
     signature = types | {constant: "constexpr" for constant in constants}
     divisible = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values())
                  if kind[0] == "*" or kind == "i32"}
-    source = ASTSource(getattr(ours, name), signature, constexprs=constants, attrs=divisible)
+    kernel = getattr(ours, name.rstrip("_012"))
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 for arch in map(int, sys.argv[2:]):
-    for name in ("int8_product", "rows_to_int8"):
+    for name in KERNELS:
         found = compiled(arch, name)
         path = Path(sys.argv[1]) / f"{name}_{arch}_{found.metadata.shared}.cubin"
         path.write_bytes(found.asm["cubin"])
@@ -134,7 +141,7 @@ def test_kernels_compile_for_gpus_and_use_integer_tensor_cores(tmp_path):
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     found = list(tmp_path.iterdir())
-    assert len(found) == 2 * len(SHARED_KB)
+    assert len(found) == 6 * len(SHARED_KB)
     for path in found:
         arch, shared = map(int, path.stem.split("_")[-2:])
         code = subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout

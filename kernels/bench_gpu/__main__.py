@@ -15,6 +15,7 @@ The day a GPU is at hand, from a checkout with a CUDA build of torch:
     compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer    # and --tool racecheck
     python -m kernels.bench_gpu --out reports/gpu    # then commit reports/gpu/gpu.json
     python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
+    python -m nanochat_lib.train.bench --gpu --json reports/gpu/training.json
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - began, 1),
         "rows": rows,
         "checks": checks(rows),
-        "not_measured": ["decode (nanochat_lib.publish.decode_gpu does)"],
+        "not_measured": [
+            "decode (nanochat_lib.publish.decode_gpu does)",
+            "whole training steps (nanochat_lib.train.bench --gpu does)",
+        ],
     }
     write(out / "gpu.json", report)
     print(format_report(report))

@@ -192,6 +192,11 @@ def _gpu() -> Found:
     if not torch.cuda.is_available():
         mend = f"install a CUDA build of torch that fits the driver; see {GUIDE}#gpu-not-used"
         return OPTIONAL, f"{found}, but torch {torch.__version__} cannot use it", mend
+    from kernels.training.operators import has_triton
+
+    if not has_triton():
+        mend = "install triton, which CUDA builds of torch for Linux bring: int8 products need it"
+        return OPTIONAL, f"{found}; no triton: training multiplies in bfloat16", mend
     return OK, f"{found}, torch {torch.__version__}"
 
 

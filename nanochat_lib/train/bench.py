@@ -1,10 +1,13 @@
 """What a training step costs: against a plain transformer, against the matmul peak, in memory, and
-what watching it costs.
+what watching it costs; on a GPU also what int8 products gain.
 
-`python -m nanochat_lib.train.bench --json FILE`. The plain transformer has torch's own modules
-(Linear, RMSNorm, scaled_dot_product_attention, cross_entropy), as many layers as the LoopLM runs,
-no rounding and one exit; both are compiled, use bfloat16 and the same optimisers, and take turns
-step by step, timed by the CPU time of one thread, so that other programs matter little. Medians.
+`python -m nanochat_lib.train.bench --json FILE`, and with `--gpu` at widths for a GPU. The plain
+transformer has torch's own modules (Linear, RMSNorm, scaled_dot_product_attention, cross_entropy),
+as many layers as the LoopLM runs, no rounding and one exit; both are compiled, use bfloat16 and the
+same optimisers, and take turns step by step, timed by the CPU time of one thread, so that other
+programs matter little; on a GPU by the clock, when it has done its work. Medians. FLOPs are the
+model's own, whatever type computes them, and the peak is that of bfloat16, so that a share of it is
+the model FLOPs utilisation (MFU).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.bench_gpu.start import facts, is_refused
 from nanochat_lib.config import ModelConfig, PretrainConfig, load_profile
 from nanochat_lib.hardware.detect import detect_machine
 from nanochat_lib.hardware.planner import train_flops_per_token
@@ -34,7 +38,7 @@ from nanochat_lib.train.objective import Objective, stage_one_loss
 from nanochat_lib.train.optim import Optimizers
 from nanochat_lib.train.safety.memory import LiveBytes
 from nanochat_lib.train.watch.cost import monitor_cost
-from nanochat_lib.train.watch.speed import matmul_peak
+from nanochat_lib.train.watch.speed import matmul_peak, synchronize
 
 N_STEPS = 9
 # name -> (d_model, stored layers, loops, d_ff, vocabulary, positions, sequences)
@@ -43,7 +47,15 @@ SHAPES = {
     "d = 256, T = 256": (256, 2, 2, 768, 2048, 256, 16),
     "d = 512, T = 512": (512, 2, 2, 1536, 4096, 512, 8),
 }
+# and how many sequences of a step at once: gradients are accumulated
+GPU_SHAPES = {
+    "d = 2048, T = 2048": (2048, 2, 4, 5632, 8192, 2048, 32, 8),
+    "d = 4096, T = 2048": (4096, 1, 4, 11264, 8192, 2048, 32, 4),
+}
+SIDES = ("looplm", "plain")
+GPU_SIDES = (*SIDES, "int8")
 LEAST = {"of_plain": 0.85, "of_peak": 0.5}
+GPU_LEAST = {"of_plain": 0.85, "int8_of_peak": 0.55, "int8_gain": 1.0}
 MOST = {"loss_memory, remade": 1.3, "monitors": 0.03}
 
 
@@ -95,7 +107,8 @@ class Plain(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, T) to logits (B, T, V)."""
-        rope = rope_table(tokens.shape[1], self.config.head_size, self.config.rope_base)
+        config, device = self.config, tokens.device
+        rope = rope_table(tokens.shape[1], config.head_size, config.rope_base, device)
         h = self.embed(tokens)
         for layer in self.layers:
             h = self.run_layer(layer, h, rope)
@@ -106,55 +119,91 @@ def _call(layer: PlainLayer, x: Tensor, rope: Tensor) -> Tensor:
     return layer(x, rope)
 
 
-def step_rows(shapes: dict[str, tuple[int, ...]], n_steps: int = N_STEPS) -> list[dict[str, Any]]:
-    """Return a row per shape: CPU time of a step, tokens/s of one thread, shares of both limits."""
+def step_rows(
+    shapes: dict[str, tuple[int, ...]],
+    n_steps: int = N_STEPS,
+    *,
+    sides: tuple[str, ...] = SIDES,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Return a row per shape: time of a step of each side, tokens/s, shares of both limits.
+
+    Args:
+        sides: "looplm" (float products), "plain", and "int8" (the LoopLM with int8 products).
+    """
     rows = []
     for name, shape in shapes.items():
         torch.compiler.reset()
         config, plan = _configs(shape)
-        tokens = torch.randint(0, config.vocab_size, (plan.batch_size, plan.seq_len + 1))
-        steps = {
-            "looplm": _loop_step(config, plan, tokens),
-            "plain": _plain_step(config, plan, tokens),
-        }
-        rates: dict[str, list[float]] = {key: [] for key in (*steps, "peak")}
-        for _ in range(2):  # compiles
-            for step in steps.values():
-                step()
-        for _ in range(n_steps):
-            for key, step in steps.items():
-                began = time.thread_time()
-                step()
-                rates[key].append(time.thread_time() - began)
-            rates["peak"].append(matmul_peak(torch.device("cpu"), torch.bfloat16))
+        size = (plan.batch_size, plan.seq_len + 1)
+        tokens = torch.randint(0, config.vocab_size, size, device=device)
+        steps = {side: _step_of(side, config, plan, tokens) for side in sides}
+        rates = _interleaved(steps, n_steps, tokens.device)
         rows.append({"shape": name} | _step_row(config, plan, rates))
     return rows
+
+
+def _step_of(
+    side: str, config: ModelConfig, plan: PretrainConfig, tokens: Tensor
+) -> Callable[[], None]:
+    if side == "plain":
+        return _plain_step(config, plan, tokens)
+    return _loop_step(config, plan, tokens, is_int8=side == "int8")
+
+
+def _interleaved(
+    steps: dict[str, Callable[[], None]], n_steps: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Return the seconds of every step, side by side, and the bfloat16 peak beside them."""
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
+    rates: dict[str, list[float]] = {key: [] for key in (*steps, "peak")}
+    for _ in range(2):  # compiles
+        for step in steps.values():
+            step()
+    for _ in range(n_steps):
+        for key, step in steps.items():
+            synchronize(device)
+            began = clock()
+            step()
+            synchronize(device)
+            rates[key].append(clock() - began)
+        rates["peak"].append(matmul_peak(device, torch.bfloat16))
+    return rates
 
 
 def _step_row(
     config: ModelConfig, plan: PretrainConfig, rates: dict[str, list[float]]
 ) -> dict[str, Any]:
-    ours, plain, peak = (statistics.median(rates[key]) for key in ("looplm", "plain", "peak"))
-    n_tokens = plan.batch_size * plan.seq_len
-    flops = train_flops_per_token(config, plan.seq_len) * n_tokens
-    return {
+    seconds = {key: statistics.median(values) for key, values in rates.items()}
+    n_tokens, ours = plan.batch_size * plan.seq_len, seconds["looplm"]
+    flops = train_flops_per_token(config, plan.seq_len) * n_tokens / seconds["peak"]
+    row = {
         "tokens": n_tokens,
         "step_ms": round(1e3 * ours, 1),
-        "plain_ms": round(1e3 * plain, 1),
+        "plain_ms": round(1e3 * seconds["plain"], 1),
         "tokens_per_s": round(n_tokens / ours),
-        "of_plain": round(statistics.median(p / o for o, p in _pairs(rates)), 3),
-        "of_peak": round(flops / ours / peak, 3),
-        "peak_tflops": round(peak / 1e12, 2),
+        "of_plain": round(_gain(rates, "plain", "looplm"), 3),
+        "of_peak": round(flops / ours, 3),
+        "peak_tflops": round(seconds["peak"] / 1e12, 2),
         "n": len(rates["looplm"]),
     }
+    if "int8" in seconds:
+        row |= {
+            "int8_ms": round(1e3 * seconds["int8"], 1),
+            "int8_tokens_per_s": round(n_tokens / seconds["int8"]),
+            "int8_gain": round(_gain(rates, "looplm", "int8"), 3),
+            "int8_of_peak": round(flops / seconds["int8"], 3),
+        }
+    return row
 
 
-def _pairs(rates: dict[str, list[float]]) -> list[tuple[float, float]]:
-    return list(zip(rates["looplm"], rates["plain"], strict=True))
+def _gain(rates: dict[str, list[float]], slow: str, fast: str) -> float:
+    """Return the median over rounds of one side's time over another's."""
+    return statistics.median(s / f for s, f in zip(rates[slow], rates[fast], strict=True))
 
 
 def _configs(shape: tuple[int, ...]) -> tuple[ModelConfig, PretrainConfig]:
-    d_model, n_layers, n_loops, d_ff, vocab_size, seq_len, batch_size = shape
+    d_model, n_layers, n_loops, d_ff, vocab_size, seq_len, batch_size, *micro = shape
     config = ModelConfig(
         vocab_size=vocab_size,
         d_model=d_model,
@@ -165,37 +214,47 @@ def _configs(shape: tuple[int, ...]) -> tuple[ModelConfig, PretrainConfig]:
         d_ff=d_ff,
         max_seq_len=seq_len,
     )
-    plan = PretrainConfig(batch_size=batch_size, micro_batch_size=batch_size, seq_len=seq_len)
+    plan = PretrainConfig(
+        batch_size=batch_size, micro_batch_size=(*micro, batch_size)[0], seq_len=seq_len
+    )
     return config, plan
 
 
 def _loop_step(
-    config: ModelConfig, plan: PretrainConfig, tokens: Tensor, *, remakes: bool = False
+    config: ModelConfig,
+    plan: PretrainConfig,
+    tokens: Tensor,
+    *,
+    remakes: bool = False,
+    is_int8: bool = False,
 ) -> Callable[[], None]:
-    model = LoopLM(config)
+    model = LoopLM(config).to(tokens.device)
     optimizers = Optimizers(model, plan, muon_dtype=torch.bfloat16)
     objective = Objective(0.05, remakes_gradients=remakes)
 
     def step() -> None:
-        with execution.compiled_layers(model, True):
-            with execution.autocast(tokens.device, torch.bfloat16):
-                output = model(tokens[:, :-1])
-                loss = stage_one_loss(model, output, tokens[:, 1:], objective, is_compiled=True)
-            loss.total.backward()
+        compiled = execution.compiled_layers(model, True)
+        with compiled, execution.int8_products(model, is_int8):
+            for part in tokens.split(plan.micro_batch_size):
+                with execution.autocast(tokens.device, torch.bfloat16):
+                    output = model(part[:, :-1])
+                    loss = stage_one_loss(model, output, part[:, 1:], objective, is_compiled=True)
+                loss.total.backward()
         _update(model, optimizers)
 
     return step
 
 
 def _plain_step(config: ModelConfig, plan: PretrainConfig, tokens: Tensor) -> Callable[[], None]:
-    model = Plain(config)
+    model = Plain(config).to(tokens.device)
     optimizers = Optimizers(model, plan, muon_dtype=torch.bfloat16)
 
     def step() -> None:
-        with execution.autocast(tokens.device, torch.bfloat16):
-            logits = model(tokens[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        loss.backward()
+        for part in tokens.split(plan.micro_batch_size):
+            with execution.autocast(tokens.device, torch.bfloat16):
+                logits = model(part[:, :-1])
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten())
+            loss.backward()
         _update(model, optimizers)
 
     return step
@@ -260,14 +319,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="file for the rows, machine and commit")
     parser.add_argument("--steps", type=int, default=N_STEPS, help="steps of each side")
+    parser.add_argument("--gpu", action="store_true", help="int8 against bfloat16 on the first GPU")
     arguments = parser.parse_args()
+    if arguments.gpu:
+        if is_refused():
+            raise SystemExit(1)
+        rows = step_rows(GPU_SHAPES, arguments.steps, sides=GPU_SIDES, device="cuda")
+        _print(rows, GPU_LEAST)
+        _write(arguments.json, facts() | {"steps": rows})
+        return
     torch.set_num_threads(1)
     rows = step_rows(SHAPES, arguments.steps)
-    for row in rows:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-        for key, least in LEAST.items():
-            mark = "holds" if row[key] >= least else "missed"
-            print(f"    {key}: {row[key]:.2f}, wanted at least {least}: {mark}")
+    _print(rows, LEAST)
     shares = {
         f"loss_memory, {how}": max(loss_memory(shape, 4, how) for shape in SHAPES.values())
         for how in ("kept", "remade")
@@ -279,10 +342,22 @@ def main() -> None:
     print(f"loss_memory, kept: {shares['loss_memory, kept']:.3f}, the default")
     print(f"remade gradients: {shares['remade']:.3f} of the time of a step with kept ones")
     print(f"validation: {shares['validation']:.3f} of step time, which is no monitor")
-    if arguments.json:
-        found = {"machine": asdict(detect_machine()), "commit": git_state(), "steps": rows}
-        text = json.dumps(found | {"shares": shares}, indent=1, default=str)
-        write_atomic(arguments.json, text + "\n")
+    _write(arguments.json, {"steps": rows, "shares": shares})
+
+
+def _print(rows: list[dict[str, Any]], least: dict[str, float]) -> None:
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+        for key, wanted in least.items():
+            mark = "holds" if row[key] >= wanted else "missed"
+            print(f"    {key}: {row[key]:.2f}, wanted at least {wanted}: {mark}")
+
+
+def _write(path: Path | None, found: dict[str, Any]) -> None:
+    if path is None:
+        return
+    found = {"machine": asdict(detect_machine()), "commit": git_state()} | found
+    write_atomic(path, json.dumps(found, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":
