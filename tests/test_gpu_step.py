@@ -10,7 +10,9 @@ from kernels.cuda.driver import why_unavailable
 from kernels.cuda.products import Device
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.decoding.gpu import Step, generate
+from nanochat_lib.model.decoding.gpu import Step
+from nanochat_lib.model.decoding.gpu_arguments import Sizes
+from nanochat_lib.model.decoding.gpu_batch import generate
 from nanochat_lib.model.decoding.packed import load_weights, new_weights, shape_of
 from nanochat_lib.model.engine import Engine, seeds_of
 from nanochat_lib.model.engine_gpu import GpuEngine, generations
@@ -54,8 +56,8 @@ def step(model) -> Step:
     weights = new_weights(CONFIG, 40, "2bit")
     load_weights(weights, model, "2bit")
     memory, gpu = HereMemory(), Device(n_multiprocessors=2, max_shared=99 << 10)
-    step = Step(shape_of(CONFIG, "2bit"), weights, (4, 40, 12), runner, gpu, memory)
-    runner.allow(*(packed for packed, _ in step.matrices.values()))
+    step = Step(shape_of(CONFIG, "2bit"), weights, Sizes(4, 40, 12), runner, gpu, memory)
+    runner.allow(*(packed for packed, _ in step.arguments.matrices.values()))
     return step
 
 

@@ -18,7 +18,9 @@ from kernels.cuda.driver import device, program, why_unavailable
 from kernels.cuda.products import MAX_TOKENS, plan_product
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.decoding.gpu import Step, generate
+from nanochat_lib.model.decoding.gpu import LOOPS, Step
+from nanochat_lib.model.decoding.gpu_arguments import Sizes
+from nanochat_lib.model.decoding.gpu_batch import generate
 from nanochat_lib.model.decoding.packed import load_weights, new_weights, shape_of
 from nanochat_lib.model.engine import Engine, Generation, seeds_of
 from nanochat_lib.model.looplm import LoopLM
@@ -48,18 +50,27 @@ class GpuEngine:
 
     @classmethod
     def from_model(
-        cls, model: LoopLM, *, max_batch: int = MAX_TOKENS, max_seq_len: int | None = None
+        cls,
+        model: LoopLM,
+        *,
+        max_batch: int = MAX_TOKENS,
+        max_seq_len: int | None = None,
+        loops: str = "graph",
     ) -> GpuEngine:
         """Pack `model` and allocate caches on the first GPU.
 
         Args:
             max_batch: sequences decoded at the same time, at most 32.
             max_seq_len: longest prompt plus completion; by default the model's.
+            loops: "graph", a launch for every phase, or "persistent", one for all loops; the same
+                bits. "graph" is the default until a GPU has timed both (publish/decode_gpu.py).
 
         Raises:
             WorkbenchError: there is no GPU, or the model has a shape that the kernels lack.
         """
         config = model.config
+        if loops not in LOOPS:
+            raise WorkbenchError(f"loops must be one of {', '.join(LOOPS)}; found {loops!r}.")
         _check_shape(config)
         if reason := why_unavailable():
             raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
@@ -69,9 +80,11 @@ class GpuEngine:
         load_weights(weights, model, "2bit")
         launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
         n_rows = min(max_batch, rows_that_fit(config, device(0)))
-        sizes = (n_rows, length, length)
+        sizes = Sizes(n_rows, length, length)
         shape = shape_of(config, "2bit")
-        return cls(checker, Step(shape, weights, sizes, launcher, device(0), TorchMemory()))
+        step = Step(shape, weights, sizes, launcher, device(0), TorchMemory())
+        step.loops = loops
+        return cls(checker, step)
 
     def generate(
         self,
@@ -90,7 +103,10 @@ class GpuEngine:
         self._checker.check(prompts, max_new_tokens, temperature, top, exit_threshold)
         seeds, found = seeds_of(seed, len(prompts)), []
         step.put(is_stop=np.isin(np.arange(step.shape.vocab_size), list(stop_ids)).astype(np.uint8))
-        sampling, limit = (float(temperature), top, exit_threshold), min(max_new_tokens, step.width)
+        sampling, limit = (
+            (float(temperature), top, exit_threshold),
+            min(max_new_tokens, step.sizes.width),
+        )
         for first in range(0, len(prompts), step.n_rows):
             part = slice(first, first + step.n_rows)
             lengths = generate(step, prompts[part], seeds[part], limit, sampling, _as_graph)

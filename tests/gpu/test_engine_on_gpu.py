@@ -16,9 +16,10 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("loops", ["graph", "persistent"])
 @pytest.mark.parametrize("threshold", [1.0, 0.75])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_texts_are_those_of_the_cpu_engine(threshold, temperature):
+def test_texts_are_those_of_the_cpu_engine(threshold, temperature, loops):
     """Nearly all: keys and values in float16 may turn a choice between two equals."""
     config = ModelConfig(n_loops=3, n_layers=2)
     model = LoopLM(config, seed=3)
@@ -27,6 +28,19 @@ def test_texts_are_those_of_the_cpu_engine(threshold, temperature):
     prompts = [[i, 5, 7 * i % 300, 2, i * i % 500] for i in range(1, 50)]
     options = {"max_new_tokens": 20, "temperature": temperature, "exit_threshold": threshold}
     wanted = Engine.from_model(model).generate(prompts, **options)
-    found = GpuEngine.from_model(model).generate(prompts, **options)
+    found = GpuEngine.from_model(model, loops=loops).generate(prompts, **options)
     equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
     assert equal >= 0.9 * len(prompts)
+
+
+@pytest.mark.parametrize("n_prompts", [1, 3, 12, 30])
+def test_the_persistent_kernel_gives_the_bits_of_the_graph(n_prompts):
+    """Twice each: a barrier that lets a block ahead shows as a run that differs."""
+    model = LoopLM(ModelConfig(n_loops=3, n_layers=2), seed=3)
+    prompts = [[i + 1, 5, 2] for i in range(n_prompts)]
+    options = {"max_new_tokens": 100, "temperature": 1.0, "exit_threshold": 0.75}
+    found = []
+    for loops in ("graph", "persistent"):
+        engine = GpuEngine.from_model(model, max_batch=n_prompts, loops=loops)
+        found += [engine.generate(prompts, **options) for _ in range(2)]
+    assert found[0] == found[1] == found[2] == found[3]

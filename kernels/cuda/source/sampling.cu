@@ -194,7 +194,7 @@ struct LeaveArgs {
 };
 
 // The end of a loop: norm, exit gate, and a new list of rows that go on. One block does it all.
-extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
+__device__ __forceinline__ void leave_loop(const LeaveArgs& args, int loop) {
     STATIC_SHARED(Scratch, stays);
     const int n_active = args.n_active[0], warp = warp_id(), D = args.d_model;
     for (int i = warp; i < n_active; i += n_warps()) {
@@ -203,16 +203,19 @@ extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
         float squares = 0, gate = 0;
         for (int k = lane_id(); k < D; k += 32) squares = fmaf(hidden[k], hidden[k], squares);
         const float inverse = 1.0f / sqrtf(warp_sum(squares) / D + args.eps);
+        // Twice and no more: in the persistent kernel registers are short.
+#pragma unroll 2
         for (int k = lane_id(); k < D; k += 32) {
             hidden[k] = hidden[k] * inverse * args.norm_weight[k];
             gate = fmaf(hidden[k], args.gate_weight[k], gate);
         }
         gate = warp_sum(gate) + args.gate_bias[0];
         const float survival = args.survival[row] * (1.0f - 1.0f / (1.0f + exp32(-gate)));
-        const bool is_last = args.loop + 1 == args.n_loops;
+        const bool is_last = loop + 1 == args.n_loops;
         const bool leaves = is_last || (args.threshold <= 1 && 1.0f - survival >= args.threshold);
         if (leaves) {
             float* final = args.final + (long long)row * D;
+#pragma unroll 2
             for (int k = lane_id(); k < D; k += 32) final[k] = hidden[k];
         }
         __syncwarp();
@@ -220,9 +223,9 @@ extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
             stays.counts[i] = leaves ? -1 : row;
             args.survival[row] = survival;
             if (leaves) {
-                args.exit_loop[row] = args.loop + 1;
+                args.exit_loop[row] = loop + 1;
                 args.depth[(long long)args.slot[row] * args.max_len + args.position[row]] =
-                    (unsigned char)(args.loop + 1);
+                    (unsigned char)(loop + 1);
             }
         }
     }
@@ -234,4 +237,8 @@ extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
         }
         args.n_active[0] = n;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
+    leave_loop(args, args.loop);
 }
