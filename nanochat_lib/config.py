@@ -62,6 +62,15 @@ class RunConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _products_fit(self) -> Self:
+        if self.pretrain.products == "int8" and not self.model.ternary:
+            raise ValueError(
+                "pretrain.products 'int8' needs model.ternary: without it weights have no codes. "
+                "Take 'float' or 'auto'"
+            )
+        return self
+
 
 def profile_names() -> list[str]:
     """Return the names of the shipped profiles."""

@@ -1,14 +1,28 @@
-"""The GPU benchmark without a GPU: what it judges, what it prints, and how it refuses."""
+"""The GPU benchmark without a GPU: what it judges, prints and refuses, and its peer, made up."""
 
 from __future__ import annotations
 
-from kernels import bench_gpu
-from kernels.bench_gpu import checks, format_report, row_of
+import json
+import re
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from kernels.bench_gpu import __main__ as bench_gpu
+from kernels.bench_gpu import peers, start
+from kernels.bench_gpu.targets import checks, format_report
+from kernels.bench_gpu.timing import row_of
+from nanochat_lib.config import PROJECT_ROOT
+from nanochat_lib.publish import decode_gpu
 
 
-def test_without_a_gpu_it_says_why_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_gpu, "why_unavailable", lambda: "no GPU: here")
-    assert bench_gpu.main(["--out", str(tmp_path / "gpu")]) == 1
+@pytest.mark.parametrize("program", [bench_gpu, decode_gpu])
+def test_without_a_gpu_it_says_why_and_writes_nothing(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "why_unavailable", lambda: "no GPU: here")
+    assert program.main(["--out", str(tmp_path / "gpu")]) == 1
     assert "Nothing was measured: no GPU: here." in capsys.readouterr().err
     assert not (tmp_path / "gpu").exists()
 
@@ -20,7 +34,11 @@ def test_targets_are_judged_from_the_rows():
         row_of("copy", (0, 0, 0), 1000.0, 4e9),
         row_of("ternary", (n, n, 1), 5.0, n * n / 4),
         row_of("cublas_bf16", (n, n, 1), 40.0, 2 * n * n),
+        row_of("gemlite_a8", (n, n, 1), 8.0, n * n / 4),
+        row_of("gemlite_a16", (n, n, 1), 7.0, n * n / 4),
         row_of("ternary", (n, n, 8), 5.2, n * n / 4),
+        {"kernel": "gemlite_a8", "n": n, "k": n, "batch": 8, "note": "wrong: 12.0% off"},
+        row_of("gemlite_a16", (n, n, 8), 4.16, n * n / 4),
         row_of("ternary", (n, n, 16), 6.0, n * n / 4),
         row_of("ternary", (4096, 4096, 1), 1.7, 4096 * 4096 / 4),
         row_of("int8_layer", (n, n, 64), 100.0, 0),
@@ -30,12 +48,102 @@ def test_targets_are_judged_from_the_rows():
     assert found == {
         "8192x8192, of copying": (0.839, False),
         "8192x8192, of cuBLAS bf16": (8.0, True),
+        "8192x8192, batch 1, of the peer": (1.4, True),
         "8192x8192, batch 8 of 1": (1.04, True),
+        "8192x8192, batch 8, of the peer": (0.8, False),
         "8192x8192, batch 16 of 1": (1.2, False),
         "4096x4096, of copying": (0.617, True),
         "layer 8192x8192, of bf16": (1.4, True),
     }
     report = {"gpu": "G", "torch": "T", "date": "D", "rows": rows, "checks": checks(rows)}
-    text = format_report(report | {"not_measured": ["peers"]})
+    text = format_report(report | {"not_measured": ["decode"]})
     assert "NOT MET" in text
-    assert "not measured: peers" in text
+    assert "batch      8 wrong: 12.0% off" in text
+    assert "not measured: decode" in text
+
+
+def test_a_report_is_written_whole_and_names_the_commit(tmp_path):
+    path = tmp_path / "gpu" / "gpu.json"
+    start.write(path, {"rows": [1]})
+    start.write(path, {"rows": [2]})
+    assert json.loads(path.read_text()) == {"rows": [2]}
+    assert [one.name for one in path.parent.iterdir()] == ["gpu.json"]
+    command = ["git", "-C", str(PROJECT_ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    assert start.commit() in (head, f"{head} + changes")
+
+
+class MadeUpLayer:
+    """A layer as GemLite's helpers make it: float16 in, float16 out, int8 activations or not."""
+
+    def __init__(self, weight, scale, wrong: float, has_int8: bool) -> None:
+        self.weight, self.scale = weight.float(), scale.item() * (1 + wrong)
+        self.has_int8 = has_int8
+
+    def __call__(self, x):
+        x = x.float()
+        if self.has_int8:
+            step = x.abs().amax(1, keepdim=True) / 127
+            x = (x / step).round() * step
+        return (x @ self.weight.T * self.scale).half()
+
+
+def with_gemlite(monkeypatch, *, wrong: float = 0.0, error: Exception | None = None) -> peers.Peers:
+    """Let a package stand for GemLite that has the two ternary helpers."""
+
+    def maker(has_int8: bool):
+        def from_weights(weight, weight_scale):
+            if error is not None:
+                raise error
+            assert weight.dtype == torch.float16
+            return MadeUpLayer(weight, weight_scale, wrong, has_int8)
+
+        return lambda device, dtype: SimpleNamespace(from_weights=from_weights)
+
+    helper = ModuleType("gemlite.helper")
+    helper.A8W158_INT_dynamic, helper.A16W158_INT = maker(True), maker(False)
+    monkeypatch.setitem(sys.modules, "gemlite", ModuleType("gemlite"))
+    monkeypatch.setitem(sys.modules, "gemlite.helper", helper)
+    found = peers.find_peers()
+    found.make_graph = list  # the calls themselves
+    return found
+
+
+CODES = torch.randint(-1, 2, (96, 512), dtype=torch.int8, generator=torch.manual_seed(0))
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_a_peer_that_is_right_is_to_be_timed_over_its_copies(monkeypatch, name):
+    calls, reasons = peers.prepare(with_gemlite(monkeypatch), name, CODES, 0.05, 3)
+    assert reasons == {}
+    assert {batch: len(found) for batch, found in calls.items()} == {1: 3, 8: 3, 32: 3}
+    assert calls[8][2]().shape == (8, 96)
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_a_peer_that_is_wrong_is_told_and_not_timed(monkeypatch, name):
+    found = with_gemlite(monkeypatch, wrong=0.1)
+    calls, reasons = peers.prepare(found, name, CODES, 0.05, 3)
+    assert calls == {}
+    assert set(reasons) == set(peers.BATCHES)
+    for text in reasons.values():
+        assert 9 < float(re.fullmatch(r"wrong: its products are ([\d.]+)% off", text)[1]) < 11
+
+
+def test_a_peer_that_raises_is_told(monkeypatch):
+    found = with_gemlite(monkeypatch, error=RuntimeError("out of resources\nand more"))
+    calls, reasons = peers.prepare(found, "gemlite_a8", CODES, 0.05, 3)
+    assert calls == {}
+    assert set(reasons.values()) == {"failed: RuntimeError: out of resources"}
+
+
+def test_a_missing_peer_and_one_that_takes_too_long_are_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gemlite", None)
+    missing = peers.find_peers()
+    wanted = dict.fromkeys(peers.BATCHES, "not installed: pip install '.[gpu-peers]'")
+    assert peers.prepare(missing, "gemlite_a8", CODES, 0.05, 3) == ({}, wanted)
+    late = with_gemlite(monkeypatch)
+    late.began -= peers.MAX_SECONDS + 1
+    calls, reasons = peers.prepare(late, "gemlite_a8", CODES, 0.05, 3)
+    assert calls == {}
+    assert "used up" in reasons[1]

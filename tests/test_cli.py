@@ -105,6 +105,8 @@ def test_runs_and_kernels_print_tables_and_json(tmp_path: Path) -> None:
     assert "one" in runner.invoke(app, ["runs", "--runs-dir", str(tmp_path)]).output
     levels = json.loads(runner.invoke(app, ["kernels", "--json"]).output)
     assert any(row["usable"] and row["chosen"] for row in levels)
+    assert sum(row["decodes"] for row in levels) == 1
+    assert "Text is generated on c" in runner.invoke(app, ["kernels"]).output
 
 
 def test_every_command_in_the_readme_exists() -> None:

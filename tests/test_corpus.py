@@ -19,15 +19,22 @@ from test_extract import rustdoc_block
 from nanochat_lib.config import DataConfig, ModelConfig, RunConfig, load_profile
 from nanochat_lib.data import corpus, rows, select
 from nanochat_lib.data.build.build import build_corpus
-from nanochat_lib.data.corpus import Work, judge_candidates, preprocess, require_compile_rate
+from nanochat_lib.data.corpus import (
+    Work,
+    judge_candidates,
+    preprocess,
+    require_compile_rate,
+    without_known,
+)
 from nanochat_lib.data.difficulty import difficulty_of
 from nanochat_lib.data.extraction.pages import rustdoc_examples, wrap_main
+from nanochat_lib.data.rows import Judged
 from nanochat_lib.data.shards import open_shard, read_index
 from nanochat_lib.data.sources.candidates import Candidate
 from nanochat_lib.data.sources.units import file_sha256
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.records import VERIFIED_COLUMNS, RustSource, Task, Verdict
+from nanochat_lib.records import VERIFIED_COLUMNS, Level, RustSource, Task, Verdict, Verified
 from nanochat_lib.rust.syntax import features
 from nanochat_lib.rust.toolchain import find_toolchain
 
@@ -163,6 +170,24 @@ def test_no_group_is_in_both_splits_and_both_have_text(made):
     assert groups["train"]
     assert groups["validation"]
     assert not groups["train"] & groups["validation"]
+
+
+def test_held_out_rows_that_repeat_training_text_are_dropped(made):
+    """As bindings of one library by two packages do; with nothing else held out all would stay."""
+
+    def judged(name, text):
+        row = RustSource(name, text, "file", "folder", name, name, "MIT", name)
+        split = "train" if name == "trained" else "validation"
+        return Judged(Candidate(row, text), Verified(name, Verdict.PASSED, Level.BUILD), split)
+
+    copied = "pub fn area(width: u32, height: u32) -> u32 { width * height + " + "+".join("abcdef")
+    found = [
+        judged("trained", f"// ours\n{copied}"),
+        judged("copy", f"mod m {{}}\n{copied}"),
+        judged("own", "pub fn nothing() {}"),
+    ]
+    assert [j.row.source_id for j in without_known(found)] == ["trained", "own"]
+    assert without_known(found[:2]) == found[:2]
 
 
 def test_shards_hold_exactly_the_rows_of_their_split(made):

@@ -82,6 +82,18 @@ def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch) -> None:
     assert "CUDA build of torch" in found.mend
 
 
+def test_what_generates_text_is_said_and_a_gpu_that_cannot_has_a_mend(monkeypatch) -> None:
+    reasons = ["no CUDA compiler"]
+    monkeypatch.setattr("nanochat_lib.model.backend.why_unavailable", lambda: reasons[0])
+    with_machine(monkeypatch, gpus=())
+    assert check("decoding") == doctor.Check("decoding", doctor.OK, "cpu: no CUDA compiler")
+    with_machine(monkeypatch, gpus=(Gpu("Made-up GPU", 24.0),))
+    assert check("decoding").state == doctor.OPTIONAL
+    assert "gpu-not-used" in check("decoding").mend
+    reasons[0] = ""
+    assert check("decoding").found.startswith("cuda: checked against the CPU")
+
+
 def test_little_memory_and_a_full_disk_are_said(monkeypatch) -> None:
     with_machine(monkeypatch, memory_available_gb=1.0)
     assert "close other programs" in check("cores and memory").mend

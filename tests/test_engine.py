@@ -10,8 +10,9 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model import engine as engine_module
 from nanochat_lib.model.decoding.sampling import distribution, draw, exp32, uniform
-from nanochat_lib.model.engine import Draft, Engine, Generation
+from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Draft, Generation, Sampling
 
 SMALL = {
     "vocab_size": 300, "d_model": 48, "n_layers": 2, "n_loops": 3, "n_heads": 4, "n_kv_heads": 2,
@@ -103,7 +104,7 @@ def test_float_model_logits_equal_torch_closely(changes):
 
 def test_greedy_text_is_that_of_the_torch_model(model, engine):
     prompts = some_prompts(6, longest=30)
-    found = engine.generate(prompts, max_new_tokens=30, temperature=0.0)
+    found = engine.generate(prompts, Sampling(30, temperature=0))
     for prompt, generation in zip(prompts, found, strict=True):
         assert len(generation.tokens) == 30
         assert is_greedy(model, prompt, generation.tokens)
@@ -112,7 +113,7 @@ def test_greedy_text_is_that_of_the_torch_model(model, engine):
 
 def test_token_entropy_is_that_of_the_distribution(model, engine):
     prompt = some_prompts(1)[0]
-    generation = engine.generate([prompt], max_new_tokens=1, temperature=0.5, top_k=2)[0]
+    generation = engine.generate([prompt], Sampling(1, 0.5, top_k=2))[0]
     log_p = torch.log_softmax(torch.from_numpy(torch_logits(model, prompt)[-1]).double(), dim=0)
     assert math.isclose(
         generation.token_entropy[0], float(-(log_p.exp() * log_p).sum()), rel_tol=1e-3
@@ -183,7 +184,7 @@ def test_early_exit_skips_loops_and_shares_the_last_cache(threshold):
     model = small_model(ternary=False)
     engine = Engine.from_model(model, max_batch=4, threads=2)
     prompts = some_prompts(5, longest=12)
-    found = engine.generate(prompts, max_new_tokens=25, temperature=0, exit_threshold=threshold)
+    found = engine.generate(prompts, Sampling(25, 0, exit_threshold=threshold))
     depths = set()
     for prompt, generation in zip(prompts, found, strict=True):
         plain = PlainLoopLM(model)
@@ -200,18 +201,17 @@ def test_early_exit_skips_loops_and_shares_the_last_cache(threshold):
 
 def test_text_does_not_depend_on_the_batch_or_the_threads(model, engine):
     prompts = some_prompts(20)
-    settings = {"max_new_tokens": 20, "temperature": 1.0, "exit_threshold": 0.6, "top_p": 0.95}
+    sampling = Sampling(20, exit_threshold=0.6, top_p=0.95)
     seeds = [1000 + i for i in range(20)]
-    together = engine.generate(prompts, seed=seeds, **settings)
-    backwards = engine.generate(prompts[::-1], seed=seeds[::-1], **settings)[::-1]
+    together = engine.generate(prompts, sampling, seed=seeds)
+    backwards = engine.generate(prompts[::-1], sampling, seed=seeds[::-1])[::-1]
     assert together == backwards
     single = Engine.from_model(model, max_batch=1, threads=1)
     for i in (0, 7, 19):
-        assert single.generate([prompts[i]], seed=[seeds[i]], **settings)[0] == together[i]
-    assert together != engine.generate(prompts, seed=5, **settings)
-    assert engine.generate(prompts, seed=5, **settings) == engine.generate(
-        prompts, seed=5, **settings
-    )
+        assert single.generate([prompts[i]], sampling, seed=[seeds[i]])[0] == together[i]
+    other = engine.generate(prompts, sampling, seed=5)
+    assert together != other
+    assert engine.generate(prompts, sampling, seed=5) == other
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 1}, {"ternary": False}])
@@ -222,15 +222,10 @@ def test_a_team_of_threads_writes_the_text_of_one(changes, monkeypatch):
     one = Engine.from_model(model, max_batch=2, threads=1)
     for threads in (2, 5):
         team = Engine.from_model(model, max_batch=8, threads=threads)
-        for settings in (
-            {"temperature": 0.0},
-            {"temperature": 1.0, "top_p": 0.9, "seed": [5, 6], "exit_threshold": 0.6},
-        ):
-            wanted = one.generate(prompts, max_new_tokens=20, **settings)
-            assert team.generate(prompts, max_new_tokens=20, **settings) == wanted
-            alone = {"seed": [5]} if "seed" in settings else {}
-            settings = settings | alone
-            assert team.generate(prompts[:1], max_new_tokens=20, **settings) == wanted[:1]
+        for sampling in (Sampling(20, 0), Sampling(20, top_p=0.9, exit_threshold=0.6)):
+            wanted = one.generate(prompts, sampling, seed=[5, 6])
+            assert team.generate(prompts, sampling, seed=[5, 6]) == wanted
+            assert team.generate(prompts[:1], sampling, seed=[5]) == wanted[:1]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -238,11 +233,10 @@ def test_a_prompt_that_stands_several_times_is_read_once(model, engine, threads,
     """Samples of one prompt: the text of reading it every time, also across groups of slots."""
     first, second, third = some_prompts(3, longest=60)
     prompts = [first, second, first, first, [7], second, [7], third, first]
-    settings = {"max_new_tokens": 15, "temperature": 1.0, "seed": list(range(9))}
     sharing = Engine.from_model(model, max_batch=4, threads=threads)
-    found = sharing.generate(prompts, **settings)
+    found = sharing.generate(prompts, Sampling(15), seed=range(9))
     monkeypatch.setattr(engine_module, "_twins", lambda prompts: np.full(len(prompts), -1))
-    assert sharing.generate(prompts, **settings) == found
+    assert sharing.generate(prompts, Sampling(15), seed=range(9)) == found
     assert found[0].tokens != found[2].tokens
 
 
@@ -252,20 +246,20 @@ def test_a_team_has_no_more_threads_than_cores(model, monkeypatch):
     monkeypatch.setattr(engine_module, "new_team", lambda n: sizes.append(n) or new_team(n))
     monkeypatch.setattr(engine_module, "usable_cores", lambda: 2)
     many = Engine.from_model(model, max_batch=4, threads=100)
-    settings = {"max_new_tokens": 5, "temperature": 0.0}
-    assert many.generate([[1, 2]], **settings) == many.generate([[1, 2]] * 4, **settings)[:1]
+    greedy = Sampling(5, temperature=0)
+    assert many.generate([[1, 2]], greedy) == many.generate([[1, 2]] * 4, greedy)[:1]
     assert sizes == [2, 1]
 
 
 def test_weights_of_1_6_bits_give_the_same_text(model):
     prompts = some_prompts(5)
     wanted = Engine.from_model(model, max_batch=4, threads=1).generate(
-        prompts, max_new_tokens=20, temperature=1.0, seed=2
+        prompts, Sampling(20), seed=2
     )
     engine = Engine.from_model(model, max_batch=4, threads=2, packing="base3")
-    assert engine.generate(prompts, max_new_tokens=20, temperature=1.0, seed=2) == wanted
+    assert engine.generate(prompts, Sampling(20), seed=2) == wanted
     engine.reload(model)
-    assert engine.generate(prompts, max_new_tokens=20, temperature=1.0, seed=2) == wanted
+    assert engine.generate(prompts, Sampling(20), seed=2) == wanted
 
 
 def without_passes(generations: list[Generation]) -> list[tuple]:
@@ -280,36 +274,35 @@ def test_drafting_writes_the_greedy_text_of_full_depth(model, engine, draft, thr
     prompts = [*some_prompts(7), [5] * 90, [5] * 96]
     drafting = Engine.from_model(model, max_batch=6, threads=threads, draft=draft)
     for batch in (prompts, prompts[:2], prompts[-1:]):
-        free = engine.generate(batch, max_new_tokens=25, temperature=0.0)
+        free = engine.generate(batch, Sampling(25, temperature=0))
         stop = frozenset({free[0].tokens[-1]})
-        for settings in ({}, {"stop_ids": stop}):
-            options = {"max_new_tokens": 25, "temperature": 0.0} | settings
-            wanted = engine.generate(batch, **options)
-            found = drafting.generate(batch, **options)
+        for stop_ids in (frozenset(), stop):
+            sampling = Sampling(25, temperature=0, stop_ids=stop_ids)
+            wanted = engine.generate(batch, sampling)
+            found = drafting.generate(batch, sampling)
             assert without_passes(found) == without_passes(wanted)
             assert all(one.passes <= len(one.tokens) for one in found)
             assert [one.passes for one in wanted] == [len(one.tokens) for one in wanted]
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 4, "top_p": 0.9}])
-def test_drafted_text_has_the_distribution_of_full_depth(settings):
+@pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, 0.7, top_k=4, top_p=0.9)])
+def test_drafted_text_has_the_distribution_of_full_depth(sampling):
     """Three tokens of a vocabulary of 6, 30,000 times: chi-square over all 216 texts."""
     model = small_model(vocab_size=6)
-    settings = {"temperature": 1.0} | settings
-    top = (settings.get("top_k", 0), settings.get("top_p", 1.0))
+    top = (sampling.top_k, sampling.top_p)
     wanted = np.zeros((6, 6, 6))
     scratch = np.empty((2, 6), np.float32)
 
     def next_token(tokens: list[int]) -> np.ndarray:
         logits = torch_logits(model, [3, 1, *tokens])[-1]
-        distribution(logits, settings["temperature"], top, *scratch)
+        distribution(logits, sampling.temperature, top, *scratch)
         return scratch[0].astype(np.float64)
 
     for first, p_first in enumerate(next_token([])):
         for second, p_second in enumerate(next_token([first])):
             wanted[first, second] = p_first * p_second * next_token([first, second])
     engine = Engine.from_model(model, max_batch=64, threads=1, draft=Draft(1, 3))
-    found = engine.generate([[3, 1]] * 30_000, max_new_tokens=3, seed=4, **settings)
+    found = engine.generate([[3, 1]] * 30_000, sampling, seed=4)
     assert sum(one.passes for one in found) < 3 * len(found)
     counts = np.zeros((6, 6, 6))
     np.add.at(counts, tuple(np.array([one.tokens for one in found]).T), 1)
@@ -327,7 +320,7 @@ def test_prompts_longer_than_a_pass_are_read_in_pieces(model):
     """70 prompt tokens, 64 rows to a pass: the same text as reading them by torch at once."""
     prompt = np.random.default_rng(3).integers(0, 300, 70).tolist()
     found = Engine.from_model(model, max_batch=2, threads=1).generate(
-        [prompt, prompt[:50]], max_new_tokens=10, temperature=0
+        [prompt, prompt[:50]], Sampling(10, temperature=0)
     )
     assert is_greedy(model, prompt, found[0].tokens)
     assert is_greedy(model, prompt[:50], found[1].tokens)
@@ -335,11 +328,9 @@ def test_prompts_longer_than_a_pass_are_read_in_pieces(model):
 
 def test_stop_tokens_end_a_sequence_and_are_kept(engine):
     prompts = some_prompts(4)
-    free = engine.generate(prompts, max_new_tokens=15, temperature=1.0, seed=3)
+    free = engine.generate(prompts, Sampling(15), seed=3)
     stop = free[0].tokens[6]
-    stopped = engine.generate(
-        prompts, max_new_tokens=15, temperature=1.0, seed=3, stop_ids=frozenset({stop})
-    )
+    stopped = engine.generate(prompts, Sampling(15, stop_ids=frozenset({stop})), seed=3)
     for before, after in zip(free, stopped, strict=True):
         n = before.tokens.index(stop) + 1 if stop in before.tokens else 15
         assert after.tokens == before.tokens[:n]
@@ -348,27 +339,24 @@ def test_stop_tokens_end_a_sequence_and_are_kept(engine):
 
 def test_generation_ends_when_the_sequence_is_full(engine):
     full = [5] * 96
-    lengths = [
-        len(g.tokens)
-        for g in engine.generate([full, full[:90]], max_new_tokens=50, temperature=1.0)
-    ]
-    assert lengths == [1, 7]
+    found = engine.generate([full, full[:90]], Sampling(50))
+    assert [len(one.tokens) for one in found] == [1, 7]
 
 
 def test_reload_gives_the_text_of_the_new_weights(model):
     engine = Engine.from_model(model, max_batch=2, threads=1)
-    prompts = some_prompts(2)
+    prompts, greedy = some_prompts(2), Sampling(10, temperature=0)
     other = small_model()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.1).add_(0.01)
-    before = engine.generate(prompts, max_new_tokens=10, temperature=0)
+    before = engine.generate(prompts, greedy)
     engine.reload(other)
     fresh = Engine.from_model(other, max_batch=2, threads=1)
-    after = engine.generate(prompts, max_new_tokens=10, temperature=0)
-    assert after == fresh.generate(prompts, max_new_tokens=10, temperature=0)
+    after = engine.generate(prompts, greedy)
+    assert after == fresh.generate(prompts, greedy)
     engine.reload(model)
-    assert engine.generate(prompts, max_new_tokens=10, temperature=0) == before
+    assert engine.generate(prompts, greedy) == before
 
 
 @pytest.mark.parametrize(
@@ -404,7 +392,7 @@ def test_exp32_agrees_with_float64():
 
 
 def test_no_prompts_give_no_generations(engine):
-    assert engine.generate([], max_new_tokens=5, temperature=1.0) == []
+    assert engine.generate([], Sampling(5)) == []
 
 
 @pytest.mark.parametrize(
@@ -424,9 +412,10 @@ def test_no_prompts_give_no_generations(engine):
     ],
 )
 def test_bad_arguments_are_refused(engine, changes, reason):
-    arguments = {"prompts": [[1]], "max_new_tokens": 3, "temperature": 1.0} | changes
+    changes, asked = dict(changes), {"prompts": [[1]], "seed": 0}
+    asked |= {name: changes.pop(name) for name in asked if name in changes}
     with pytest.raises(WorkbenchError, match=reason):
-        engine.generate(**arguments)
+        engine.generate(sampling=Sampling(**{"max_new_tokens": 3} | changes), **asked)
 
 
 def test_bad_models_are_refused(model, engine):
@@ -448,4 +437,4 @@ def test_bad_models_are_refused(model, engine):
             Engine.from_model(model, draft=draft)
     drafting = Engine.from_model(model, max_batch=1, draft=Draft())
     with pytest.raises(WorkbenchError, match="one or the other"):
-        drafting.generate([[1]], max_new_tokens=1, temperature=0, exit_threshold=0.5)
+        drafting.generate([[1]], Sampling(1, exit_threshold=0.5))

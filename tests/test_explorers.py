@@ -47,7 +47,7 @@ def explainer(tmp_path_factory: pytest.TempPathFactory) -> Explainer:
     text = "fn double(x: i32) -> i32 {\n    x * 2\n}\n" * 50
     train_tokenizer([text], SHAPE.vocab_size).save(str(path))
     model = LoopLM(SHAPE, seed=1)
-    torch.nn.init.normal_(model.exit_gate.weight, std=1.0)
+    torch.nn.init.normal_(model.exit_gate.weight, generator=torch.Generator().manual_seed(0))
     save_checkpoint(
         folder / "final", model, step=0, tokens_seen=0, stage="pretrain", tokenizer_json=path
     )

@@ -14,9 +14,10 @@ from nanochat_lib.model.decoding.gpu import Step
 from nanochat_lib.model.decoding.gpu_arguments import Sizes
 from nanochat_lib.model.decoding.gpu_batch import generate
 from nanochat_lib.model.decoding.packed import load_weights, new_weights, shape_of
-from nanochat_lib.model.engine import Engine, seeds_of
+from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine, generations
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Sampling, seeds_of
 
 CONFIG = ModelConfig(
     vocab_size=300, d_model=32, n_layers=2, n_loops=3, n_heads=4, n_kv_heads=2, d_ff=48,
@@ -85,8 +86,8 @@ def test_greedy_tokens_are_the_best_of_the_cpu_engine(model, step):
 
 def test_leaving_early_is_that_of_the_cpu_engine(model, step):
     engine = Engine.from_model(model, threads=1, max_batch=3)
-    options = {"max_new_tokens": 6, "temperature": 0.0, "exit_threshold": 0.75, "seed": 5}
-    wanted, found = engine.generate(PROMPTS, **options), run(step, threshold=0.75)
+    sampling = Sampling(6, temperature=0, exit_threshold=0.75)
+    wanted, found = engine.generate(PROMPTS, sampling, seed=5), run(step, threshold=0.75)
     assert {loops for one in wanted for loops in one.exit_loops} >= {2, 3}
     assert [one.tokens for one in found] == [one.tokens for one in wanted]
     assert [one.exit_loops for one in found] == [one.exit_loops for one in wanted]
@@ -94,10 +95,9 @@ def test_leaving_early_is_that_of_the_cpu_engine(model, step):
 
 def test_sampling_and_stop_tokens_are_those_of_the_cpu_engine(model, step):
     engine = Engine.from_model(model, threads=1, max_batch=3)
-    options = {"max_new_tokens": 6, "temperature": 0.8, "seed": 5}
-    free = engine.generate(PROMPTS, **options)
+    free = engine.generate(PROMPTS, Sampling(6, 0.8), seed=5)
     stop = free[0].tokens[2]
-    wanted = engine.generate(PROMPTS, stop_ids=frozenset([stop]), **options)
+    wanted = engine.generate(PROMPTS, Sampling(6, 0.8, stop_ids=frozenset([stop])), seed=5)
     found = run(step, temperature=0.8, stop=(stop,))
     assert [one.tokens for one in found] == [one.tokens for one in wanted]
     assert found[0].tokens[-1] == stop

@@ -24,6 +24,7 @@ from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt, train_tok
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint, save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Generation, Sampling
 from nanochat_lib.records import Episode, Level, Metric, Program, Task, Verdict, Verified
 from nanochat_lib.train.maxrl import _Trainer, maxrl
 from nanochat_lib.train.rl import attempts as attempts_module
@@ -96,22 +97,16 @@ class Scripted:
 
     tokenizer: Any
     texts: list[str]
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[Sampling] = field(default_factory=list)
 
-    def generate(self, prompts: list[list[int]], **settings: Any) -> list[Any]:
-        self.calls.append(settings)
+    def generate(self, prompts, sampling: Sampling, *, seed: list[int]) -> list[Generation]:
+        self.calls.append(sampling)
         found = []
         for i, _ in enumerate(prompts):
             tokens = [*self.tokenizer.encode(self.texts[i % len(self.texts)]).ids, END_OF_TEXT_ID]
-            found.append(_Generation(tokens, [2] * len(tokens), [0.5] * len(tokens)))
+            n = len(tokens)
+            found.append(Generation(tokens, [2] * n, [0.5] * n, passes=n))
         return found
-
-
-@dataclass
-class _Generation:
-    tokens: list[int]
-    exit_loops: list[int]
-    token_entropy: list[float]
 
 
 def test_tokens_after_the_closing_brace_are_left_out(tokenizer) -> None:
@@ -130,10 +125,10 @@ def test_tokens_after_the_closing_brace_are_left_out(tokenizer) -> None:
 def test_sampling_runs_all_loops_at_the_configured_temperature(tokenizer) -> None:
     engine = Scripted(tokenizer, ["    n\n}"])
     Sampler(engine, tokenizer, 160).sample(TASKS[:2], 2, PLAN, seed=3)
-    (settings,) = engine.calls
-    assert settings["exit_threshold"] == 1.0
-    assert settings["temperature"] == PLAN.temperature
-    assert settings["stop_ids"] == frozenset({END_OF_TEXT_ID})
+    (sampling,) = engine.calls
+    assert sampling.exit_threshold == 1.0
+    assert sampling.temperature == PLAN.temperature
+    assert sampling.stop_ids == frozenset({END_OF_TEXT_ID})
 
 
 def test_rustc_gives_the_rewards(tokenizer, tmp_path: Path) -> None:

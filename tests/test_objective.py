@@ -11,14 +11,20 @@ import torch.nn.functional as F
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.model.looplm import LoopLM, LoopOutput
 from nanochat_lib.train import objective
+from nanochat_lib.train.bench import loss_memory
 from nanochat_lib.train.objective import (
+    Objective,
     entropy_penalty,
     gate_loss,
     stage_one_loss,
     token_statistics,
 )
-from nanochat_lib.train.safety.memory import LiveBytes
+from nanochat_lib.train.safety.memory import LiveBytes, recomputed
 
+TINY = ModelConfig(
+    vocab_size=500, d_model=32, n_layers=1, n_loops=2, n_heads=4, n_kv_heads=2, d_ff=48,
+    max_seq_len=16,
+)  # fmt: skip
 N_LOOPS, BATCH, POSITIONS, WIDTH, VOCAB = 3, 2, 5, 8, 11
 
 
@@ -53,21 +59,58 @@ def written_out(model, hidden, gates, targets, weight, objective_name):
     return (pdf * ce).sum(0).mean() + weight * abs(math.log(3) + (mean * mean.log()).sum())
 
 
+@pytest.mark.parametrize("remakes", [False, True])
 @pytest.mark.parametrize("name", ["expected", "uniform_gap"])
-def test_stage_one_loss_and_all_its_gradients(case, name, monkeypatch):
+def test_stage_one_loss_and_all_its_gradients(case, name, remakes, monkeypatch):
     monkeypatch.setattr(objective, "CHUNK_POSITIONS", 4)  # several chunks, the last one short
     model, hidden, gates, targets = case
     wanted = [*hidden, gates, model.head.weight]
     expected = written_out(model, hidden, gates, targets, 0.3, name)
     expected_grads = torch.autograd.grad(expected, wanted)
     output = LoopOutput(hidden, torch.sigmoid(gates))
-    loss = stage_one_loss(model, output, targets, entropy_weight=0.3, entropy_objective=name)
+    loss = stage_one_loss(model, output, targets, Objective(0.3, name, remakes_gradients=remakes))
     torch.testing.assert_close(loss.total, expected)
     torch.testing.assert_close(loss.total.detach(), loss.task + loss.entropy_term.detach())
     for grad, wanted_grad in zip(
         torch.autograd.grad(loss.total, wanted), expected_grads, strict=True
     ):
         torch.testing.assert_close(grad, wanted_grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("remakes", [False, True])
+def test_the_last_exit_alone_is_the_cross_entropy_of_one(case, remakes):
+    model, hidden, gates, targets = case
+    objective_of = Objective(0.3, trained_exits="last", remakes_gradients=remakes)
+    output = LoopOutput(hidden, torch.sigmoid(gates))
+    expected = F.cross_entropy(model.head(hidden[-1]).flatten(0, 1), targets.flatten())
+    wanted = [hidden[-1], model.head.weight]
+    expected_grads = torch.autograd.grad(expected, wanted)
+    loss = stage_one_loss(model, output, targets, objective_of)
+    torch.testing.assert_close(loss.total, expected)
+    found = torch.autograd.grad(loss.total, [*wanted, hidden[0], gates], allow_unused=True)
+    for grad, wanted_grad in zip(found[:2], expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted_grad, atol=1e-6, rtol=1e-4)
+    assert found[2:] == (None, None)
+
+
+@pytest.mark.parametrize("mode", ["none", "layer", "loop"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_remade_gradients_are_the_kept_ones_in_a_model(mode, compiled):
+    """Over two micro-batches, with activations recomputed or not, in float64 bit for bit nearly."""
+    torch.manual_seed(0)
+    model, tokens = LoopLM(TINY).double(), torch.randint(0, 500, (4, 17))
+    grads = []
+    for remakes in (False, True):
+        for part in tokens.split(2):
+            with recomputed(model, mode):
+                output = model(part[:, :-1])
+                wanted = Objective(0.1, remakes_gradients=remakes)
+                loss = stage_one_loss(model, output, part[:, 1:], wanted, is_compiled=compiled)
+            (loss.total * 0.5).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+        model.zero_grad()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-9, rtol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("name", ["expected", "uniform_gap"])
@@ -144,7 +187,7 @@ def peak_of_loss(n_loops, naive=False):
             )
         else:
             output = LoopOutput(hidden, exit_prob)
-            loss = stage_one_loss(model, output, targets, entropy_weight=0.1).total
+            loss = stage_one_loss(model, output, targets, Objective(0.1)).total
         loss.backward()
     return memory.peak
 
@@ -154,11 +197,13 @@ def test_four_exits_need_little_more_memory_than_one():
     assert peak_of_loss(4) < peak_of_loss(4, naive=True) / 3
 
 
+def test_remade_gradients_keep_that_where_hidden_states_are_wide():
+    shape = (256, 2, 2, 256, 512, 128, 16)  # the hidden states weigh more than a chunk of logits
+    assert loss_memory(shape, 4, "kept") > 1.5
+    assert loss_memory(shape, 4, "remade") <= 1.3
+
+
 def test_the_loss_of_an_untrained_model_is_the_log_of_its_vocabulary():
-    config = ModelConfig(
-        vocab_size=500, d_model=32, n_layers=1, n_loops=2, n_heads=4, n_kv_heads=2, d_ff=48,
-        max_seq_len=16,
-    )  # fmt: skip
-    model, tokens = LoopLM(config), torch.randint(0, 500, (8, 17))
-    loss = stage_one_loss(model, model(tokens[:, :-1]), tokens[:, 1:], entropy_weight=0.0)
+    model, tokens = LoopLM(TINY), torch.randint(0, 500, (8, 17))
+    loss = stage_one_loss(model, model(tokens[:, :-1]), tokens[:, 1:], Objective(0.0))
     assert float(loss.task) == pytest.approx(math.log(500), abs=0.1)

@@ -11,6 +11,9 @@ from kernels import placement
 from kernels.team import new_team
 from nanochat_lib.model import engine as engine_module
 from nanochat_lib.model.engine import Engine
+from nanochat_lib.model.request import Sampling
+
+GREEDY = Sampling(10, temperature=0)
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="this system binds no threads"
@@ -48,18 +51,16 @@ def test_an_engine_on_two_nodes_binds_its_threads_and_writes_the_same_text(monke
     monkeypatch.setattr(engine_module, "numa_nodes", lambda: nodes)
     monkeypatch.setattr(engine_module, "bind_to", bound.append)
     model, prompts = small_model(), some_prompts(1)
-    wanted = Engine.from_model(model, max_batch=1, threads=1).generate(
-        prompts, max_new_tokens=10, temperature=0
-    )
+    wanted = Engine.from_model(model, max_batch=1, threads=1).generate(prompts, GREEDY)
     placed = Engine.from_model(model, max_batch=2, threads=2, numa=True)
     assert bound == nodes
-    assert placed.generate(prompts, max_new_tokens=10, temperature=0) == wanted
+    assert placed.generate(prompts, GREEDY) == wanted
     assert len(bound) == 4
     bound.clear()
-    placed.generate(some_prompts(4), max_new_tokens=2, temperature=0)  # each thread its own
+    placed.generate(some_prompts(4), Sampling(2, temperature=0))  # each thread its own
     assert sorted(bound, key=nodes.index) == nodes
     placed.reload(model)
-    assert placed.generate(prompts, max_new_tokens=10, temperature=0) == wanted
+    assert placed.generate(prompts, GREEDY) == wanted
 
 
 def test_one_node_is_a_message_and_nothing_else(monkeypatch, caplog):

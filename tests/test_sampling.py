@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanochat_lib.model.decoding.sampling import uniform
-from nanochat_lib.model.engine import seeds_of
+from nanochat_lib.model.request import seeds_of
 
 
 @pytest.mark.parametrize("seed", [0, 7, list(range(16))])

@@ -19,6 +19,7 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import save_checkpoint
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Sampling
 from nanochat_lib.records import as_row
 from nanochat_lib.studies import exits, figures, policies, tables
 from nanochat_lib.studies.kv_sharing import decoded_loss
@@ -108,7 +109,7 @@ def test_full_depth_writes_what_the_engine_writes():
     prompts = [[5, 9, 40], [7, 7, 8, 100, 3]]
     found, depth = exits.write_greedily(model, prompts, "static depth", 3, 8)
     engine = Engine.from_model(model, threads=1)
-    expected = engine.generate(prompts, max_new_tokens=8, temperature=0.0, seed=0, stop_ids={0})
+    expected = engine.generate(prompts, Sampling(8, temperature=0, stop_ids=frozenset({0})))
     assert found == [generation.tokens for generation in expected]
     assert depth == 3
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -42,6 +43,8 @@ def _task(name: str, **values) -> Task:
 
 class _ScriptedWriter:
     """Stands for a model: writes the canonical solution, or for odd samples the mutant."""
+
+    engine = SimpleNamespace(runs_on="cpu (made up)")
 
     def complete(
         self, prompts: list[str], settings, *, n_samples: int = 1, seed: int = 0
@@ -231,6 +234,7 @@ def test_evaluation_writes_what_its_model_deserves(
     on_disk = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert on_disk == summary
     assert summary["sandbox"]
+    assert summary["decoding"] == "cpu (made up)"
     assert re.fullmatch(r"1\.\d+\.\d+.*", summary["rustc"])
 
 

@@ -96,7 +96,7 @@ from pathlib import Path
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from kernels.training import triton_kernels as ours
-from kernels.training.linear import tile_sizes
+from kernels.training.operators import tile_sizes
 
 def compiled(arch, name):
     options = {}

@@ -10,7 +10,13 @@ import pytest
 import torch
 from test_pretrain import TINY, Recorder, ToyData, configured
 
-from nanochat_lib.config import PROJECT_ROOT, ModelConfig, PretrainConfig, TargetsConfig
+from nanochat_lib.config import (
+    PROJECT_ROOT,
+    HardwareConfig,
+    ModelConfig,
+    PretrainConfig,
+    TargetsConfig,
+)
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
@@ -93,7 +99,7 @@ def test_text_statistics_by_hand():
 
 def test_a_collapsed_model_repeats_and_a_random_one_does_not():
     model = LoopLM(TINY, seed=1)
-    random = FreeText(15, 1).look(model)
+    random = FreeText(15, HardwareConfig()).look(model)
     assert random["distinct_2"] > 0.9
     assert random["repetition"] < 0.1
     with torch.no_grad():
@@ -102,13 +108,20 @@ def test_a_collapsed_model_repeats_and_a_random_one_does_not():
         model.head.weight[7] = 0
         model.embed.weight.fill_(1.0)  # one direction, which the head knows
         model.head.weight[7] = 50.0
-    collapsed = FreeText(15, 1).look(model)
+    collapsed = FreeText(15, HardwareConfig()).look(model)
     assert collapsed["distinct_1"] < 0.1
     assert collapsed["repetition"] > 0.8
 
 
+def test_free_text_by_cuda_where_there_is_none_is_an_error(monkeypatch):
+    """A model that cannot be packed is only a warning: nobody asked for that by name."""
+    monkeypatch.setattr("nanochat_lib.model.backend.why_unavailable", lambda: "no GPU: here")
+    with pytest.raises(WorkbenchError, match="the GPU cannot decode here: no GPU: here"):
+        FreeText(15, HardwareConfig(decode_device="cuda")).look(LoopLM(TINY))
+
+
 def test_free_text_can_be_switched_off():
-    assert FreeText(0, 1).look(LoopLM(TINY)) == {}
+    assert FreeText(0, HardwareConfig()).look(LoopLM(TINY)) == {}
 
 
 def test_achieved_flops_are_the_models_own(monkeypatch):

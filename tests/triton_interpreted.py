@@ -12,7 +12,8 @@ import triton
 
 import kernels
 from kernels import reference
-from kernels.training import linear as ours
+from kernels.training import linear
+from kernels.training import operators as ours
 from nanochat_lib.model.ternary import quantize_weight
 
 assert triton.knobs.runtime.interpret, "run with TRITON_INTERPRET=1"
@@ -24,7 +25,7 @@ def in_torch(monkeypatch):
 
     def run(function, *args, **options):
         with monkeypatch.context() as patch:
-            patch.setattr(ours, "_has_kernels", lambda tensor: False)
+            patch.setattr(ours, "has_kernels", lambda tensor: False)
             return function(*args, **options)
 
     return run
@@ -55,7 +56,7 @@ def test_extreme_inputs_do_not_overflow(x):
 def test_weights_are_those_of_training(shape, in_torch):
     weight = random(*shape, seed=1, scale=0.02)
     codes, scale = quantize_weight(weight)
-    for found in (ours.ternary(weight), in_torch(ours.ternary, weight)):
+    for found in (linear.ternary(weight), in_torch(linear.ternary, weight)):
         assert torch.equal(found.codes, codes)
         assert torch.equal(found.transposed, codes.T)
         assert float(found.scale) == scale
@@ -64,7 +65,7 @@ def test_weights_are_those_of_training(shape, in_torch):
 def test_quantised_rows_are_those_of_the_reference():
     x = random(9, 300) * 10.0 ** random(9, 1).round()
     x[3], x[4] = 0, torch.tensor([0.5, 1.5, 127.0] * 100)
-    codes, scale = ours.rows_to_int8(0, x, None, 0.0)
+    codes, scale = ours.rows_to_int8(x, None, 0, 0.0)
     wanted, wanted_scale = reference.quantize_activations(x.numpy())
     assert np.array_equal(codes.numpy(), wanted)
     assert np.array_equal(scale.numpy(), wanted_scale)
@@ -73,8 +74,8 @@ def test_quantised_rows_are_those_of_the_reference():
 @pytest.mark.parametrize("kind", [1, 2])
 def test_norm_and_swiglu_rows_are_those_of_torch(kind, in_torch):
     x, other = random(6, 200), random(*((200,) if kind == 1 else (6, 200)), seed=2)
-    codes, scale = ours.rows_to_int8(kind, x, other, 1e-5)
-    wanted, wanted_scale = in_torch(ours.rows_to_int8, kind, x, other, 1e-5)
+    codes, scale = ours.rows_to_int8(x, other, kind, 1e-5)
+    wanted, wanted_scale = in_torch(ours.rows_to_int8, x, other, kind, 1e-5)
     torch.testing.assert_close(scale, wanted_scale, rtol=1e-5, atol=0)
     assert (codes.int() - wanted.int()).abs().max() <= 1  # between two codes
     assert (codes != wanted).float().mean() < 0.01
@@ -96,7 +97,7 @@ def gradients(name: str) -> list[torch.Tensor]:
     if name != "linear":
         other = (random(96, seed=3).abs() if name == "norm_linear" else other).requires_grad_()
         extra = (other, 1e-5) if name == "norm_linear" else (other,)
-    outs = getattr(ours, name)(x, *extra, [ours.ternary(weight) for weight in weights])
+    outs = getattr(linear, name)(x, *extra, [linear.ternary(weight) for weight in weights])
     sum((y * random(*y.shape, seed=6)).sum() for y in outs).backward()
     leaves = [x, *weights, *([other] if name != "linear" else [])]
     return [*(y.detach() for y in outs), *(leaf.grad for leaf in leaves)]

@@ -195,6 +195,17 @@ def _gpu() -> Found:
     return OK, f"{found}, torch {torch.__version__}"
 
 
+def _decoding() -> Found:
+    """Say what generates text where `hardware.decode_device` is auto."""
+    from nanochat_lib.model.backend import choice_here
+
+    choice = choice_here()
+    found = f"{choice.device}: {choice.why}"
+    if choice.device == "cpu" and detect_machine().gpus:
+        return OPTIONAL, found, f"mend that to generate text on the GPU; see {GUIDE}#gpu-not-used"
+    return OK, found
+
+
 def _disk() -> Found:
     REPORTS_DIR.mkdir(exist_ok=True)
     free = shutil.disk_usage(REPORTS_DIR).free
@@ -267,6 +278,7 @@ _CHECKS: dict[str, Callable[[], Found]] = {
     "C++ compiler": _cxx,
     "cores and memory": _cores_and_memory,
     "GPU": _gpu,
+    "decoding": _decoding,
     "disk": _disk,
     "JupyterLab": _jupyter,
     "browser": _browser,

@@ -90,7 +90,15 @@ def _type_name(annotation: Any) -> str:
 
 
 def kernels(as_json: JsonFlag = False) -> None:
-    """Show the ternary kernels and which of them this machine runs."""
+    """Show the ternary kernels, which of them this machine runs, and which generate text."""
     import kernels as kernel_package
+    from nanochat_lib.model.backend import choice_here
 
-    show(kernel_package.describe(), as_json, title="Ternary kernels")
+    choice = choice_here()
+    rows = [
+        row | {"decodes": row["backend"] == "cuda" if choice.device == "cuda" else row["chosen"]}
+        for row in kernel_package.describe()
+    ]
+    show(rows, as_json, title="Ternary kernels")
+    if not as_json:
+        console.print(f"Text is generated on {choice.device}: {choice.why}.", highlight=False)

@@ -269,9 +269,26 @@ def choose(
         sizes[item.row.group] += len(item.row.text.encode())
     held = select.held_out_groups(sizes, data.validation_fraction, seed)
     kept = [replace(j, split="validation" if j.row.group in held else "train") for j in kept]
+    kept = without_known(kept)
+    work.count("without held-out repeats of training", len(kept))
     work.count("train", sum(j.split == "train" for j in kept))
     work.count("validation", sum(j.split == "validation" for j in kept))
     return rows.Chosen(kept, Counter(names), deficit)
+
+
+def without_known(kept: list[Judged]) -> list[Judged]:
+    """Drop held-out rows that repeat training text, as bindings and forks of a package do.
+
+    They would measure memory. The rule is that of benchmarks and tasks. Where every held-out row
+    repeats something, as in a small folder of one author, all stay.
+    """
+    trained = (j.row.text for j in kept if j.split == select.TRAIN)
+    held = [j for j in kept if j.split != select.TRAIN]
+    known = select.known_places([j.row.text for j in held], trained)
+    dropped = {held[place].row.source_id for place in known}
+    return (
+        kept if len(dropped) == len(held) else [j for j in kept if j.row.source_id not in dropped]
+    )
 
 
 def make_tinyrust(work: Work) -> rows.TinyRust:

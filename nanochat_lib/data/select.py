@@ -132,24 +132,25 @@ class Benchmarks:
         return runs[self._ngrams[places] == runs]
 
 
-def known_tasks(tasks: Sequence[Task], texts: Iterable[str]) -> frozenset[str]:
-    """Return the ids of tasks whose function shares `NGRAM_TOKENS` tokens in a row with a text.
+def known_places(held: Sequence[str], texts: Iterable[str]) -> frozenset[int]:
+    """Return the places of held-out texts that share `NGRAM_TOKENS` tokens in a row with a text.
 
     Args:
-        tasks: held out.
+        held: held-out texts.
         texts: what is trained on; read once, one at a time.
     """
-    functions = [task.prompt + task.canonical_solution for task in tasks]
-    held = Benchmarks(functions)
+    runs = [run_hashes(lexeme_hashes(text), NGRAM_TOKENS) for text in held]
+    all_runs = Benchmarks(held)
     seen: set[int] = set()
     for text in texts:
-        seen.update(held.shared(run_hashes(lexeme_hashes(text), NGRAM_TOKENS)).tolist())
-    known = zip(tasks, functions, strict=True)
-    return frozenset(
-        task.task_id
-        for task, text in known
-        if not seen.isdisjoint(run_hashes(lexeme_hashes(text), NGRAM_TOKENS).tolist())
-    )
+        seen.update(all_runs.shared(run_hashes(lexeme_hashes(text), NGRAM_TOKENS)).tolist())
+    return frozenset(i for i, found in enumerate(runs) if not seen.isdisjoint(found.tolist()))
+
+
+def known_tasks(tasks: Sequence[Task], texts: Iterable[str]) -> frozenset[str]:
+    """Return the ids of tasks whose function is one of `known_places`."""
+    known = known_places([task.prompt + task.canonical_solution for task in tasks], texts)
+    return frozenset(tasks[place].task_id for place in known)
 
 
 def held_out_groups(sizes: Mapping[str, int], fraction: float, seed: int) -> frozenset[str]:

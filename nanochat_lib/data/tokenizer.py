@@ -19,6 +19,7 @@ from nanochat_lib.errors import WorkbenchError
 END_OF_TEXT = "<|endoftext|>"
 CONTROL_TOKENS = (END_OF_TEXT, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 END_OF_TEXT_ID = 0
+STOP_IDS = frozenset({END_OF_TEXT_ID})  # what ends a text that a model writes
 MIN_VOCAB_SIZE = 256 + len(CONTROL_TOKENS)
 _COMPARED_BYTES = 8_000_000  # of text for vocabularies of other sizes: a few seconds for each
 # Contractions | word with one leading sign or space | 1-3 digits | punctuation with its newlines |

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from nanochat_lib.config import EvalConfig, HardwareConfig
-from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt, load_tokenizer
+from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, STOP_IDS, encode_prompt, load_tokenizer
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.request import Decoder, Generation, Sampling
 
 if TYPE_CHECKING:  # torch takes three seconds to import: only who opens a model pays for it
     from tokenizers import Tokenizer
 
     from nanochat_lib.model.checkpoint import Checkpoint
-    from nanochat_lib.model.engine import Engine, Generation
     from nanochat_lib.model.looplm import LoopLM
 
 MAX_BATCH = 64
@@ -42,7 +42,7 @@ class Completion:
 class Writer:
     """A model ready to complete prompts."""
 
-    engine: Engine
+    engine: Decoder
     tokenizer: Tokenizer
 
     def complete(
@@ -57,6 +57,12 @@ class Writer:
             seed: of the sampling. A completion depends on it, its prompt (without white space
                 at the end) and its number only.
         """
+        sampling = Sampling(
+            settings.max_new_tokens,
+            settings.temperature,
+            exit_threshold=settings.exit_threshold,
+            stop_ids=STOP_IDS,
+        )
         longest = max(int(self.engine.max_seq_len * (1 - MIN_FREE_SHARE)), 1)
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         jobs = [(i, sample) for i in range(len(prompts)) for sample in range(n_samples)]
@@ -64,11 +70,8 @@ class Writer:
             batch = jobs[start : start + MAX_BATCH]
             generations = self.engine.generate(
                 [encoded[i][-longest:] for i, _ in batch],
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
+                sampling,
                 seed=[crc32(f"{seed} {s} {prompts[i].rstrip()}".encode()) for i, s in batch],
-                stop_ids=frozenset({END_OF_TEXT_ID}),
-                exit_threshold=settings.exit_threshold,
             )
             yield [
                 (i, self._completion(found, len(encoded[i]) > longest))
@@ -111,8 +114,7 @@ def load_with_tokenizer(checkpoint: Path) -> Checkpoint:
 
 def make_writer(model: LoopLM, tokenizer_path: Path, hardware: HardwareConfig) -> Writer:
     """Pack a model in memory for decoding."""
-    from nanochat_lib.model.engine import Engine
+    from nanochat_lib.model.backend import open_engine
 
-    threads, numa = hardware.cpu_threads, hardware.numa_aware
-    engine = Engine.from_model(model, max_batch=MAX_BATCH, threads=threads, numa=numa)
+    engine = open_engine(model, hardware, max_batch=MAX_BATCH)
     return Writer(engine, load_tokenizer(tokenizer_path))

@@ -79,7 +79,7 @@ def evaluate(
     Args:
         checkpoints: name -> checkpoint folder, in the order of the report.
         task_sets: name -> tasks; of each at most `config.eval.max_tasks` are used.
-        config: `eval`, `verify`, `hardware.cpu_threads` and `seed` are used.
+        config: `eval`, `verify`, `hardware` and `seed` are used.
         folder: where results.parquet, episodes.parquet and summary.json go.
         cache_dir: folder of the verdict cache.
         log: called with (number of the pair of checkpoint and set, metrics).
@@ -95,6 +95,7 @@ def evaluate(
     step = 0
     for checkpoint, path in checkpoints.items():
         writer = open_writer(path, config.hardware)
+        work.decoding.append(writer.engine.runs_on)
         for name, tasks in chosen.items():
             episodes = work.judge(work.sample(writer, tasks))
             values = work.record(checkpoint, name, tasks, episodes)
@@ -150,6 +151,7 @@ class _Evaluation:
     rates: list[EvalResult] = field(default_factory=list)
     rows: results.Rows = field(default_factory=list)
     n_tasks: results.Rows = field(default_factory=list)
+    decoding: list[str] = field(default_factory=list)  # what each checkpoint ran on
     n_prompts_cut: int = 0
     generate_s: float = 0.0
     verify_s: float = 0.0
@@ -209,6 +211,7 @@ class _Evaluation:
             "task_sets": self.n_tasks,
             "n_samples": plan_samples(self.config.eval)[0],
             "temperature": self.config.eval.temperature,
+            "decoding": ", ".join(dict.fromkeys(self.decoding)),
             "n_unjudged": sum(row["verdict"] == Verdict.UNJUDGED for row in self.rows),
             "n_prompts_cut": self.n_prompts_cut,
             "seconds": {"generate": round(self.generate_s, 2), "verify": round(self.verify_s, 2)},

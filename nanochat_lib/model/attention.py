@@ -69,16 +69,25 @@ def project_rotated(x: Tensor, weight: Tensor, rope: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the interleaved pairs of x (B, T, H, K) by the angles of each position."""
+    """Turn the interleaved pairs of x (B, T, H, K) by the angles of each position.
+
+    Compilers know no complex numbers; where x and not the weight is at hand, pairs stay pairs.
+    """
+    if torch.compiler.is_compiling():
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack(_turned(even, odd, rope), -1).flatten(-2).to(x.dtype)
     turn = torch.complex(rope[0], rope[1])  # (T, 1, K/2)
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 def _rotate_halves(x: Tensor, rope: Tensor) -> Tensor:
-    cos, sin = rope.to(x.dtype)
-    even, odd = x.chunk(2, dim=-1)
-    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return torch.cat(_turned(*x.chunk(2, dim=-1), rope.to(x.dtype)), dim=-1)
+
+
+def _turned(even: Tensor, odd: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = rope
+    return even * cos - odd * sin, even * sin + odd * cos
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -35,31 +35,7 @@ from nanochat_lib.model.decoding.packed import (
     team_states,
 )
 from nanochat_lib.model.looplm import LoopLM
-
-# Spreads (seed, sequence) over 64 bits. Not splitmix64's own step, by which the numbers of a
-# sequence move on: with that, sequence i drew at token t what sequence i + 1 drew at token t - 1.
-_SPREAD = 0xD1342543DE82EF95
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What one prompt led to; a stop token, when reached, is the last of `tokens`."""
-
-    tokens: list[int]
-    exit_loops: list[int]  # loops run for each token, from 1
-    token_entropy: list[float]  # nats, of the model's own distribution (temperature 1)
-    passes: int  # passes over all loops that the tokens took: fewer than tokens when drafts held
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Let the first loops draft tokens that all loops then verify together; the text is the same.
-
-    `tokens` are drafted by `loops` of the model's loops, at least one less than all.
-    """
-
-    loops: int = 1
-    tokens: int = 4
+from nanochat_lib.model.request import Draft, Generation, Sampling, check_prompts, seeds_of
 
 
 class Engine:
@@ -71,6 +47,7 @@ class Engine:
         self.config = config
         self.max_seq_len = options.max_seq_len
         self.backend = _backend()
+        self.runs_on = f"cpu ({self.backend})"
         self._options = options
         self._shape = shape_of(config, options.packing)
         self._weights = weights
@@ -146,54 +123,47 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
         *,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int = 0,
-        top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
-        stop_ids: frozenset[int] = frozenset(),
-        exit_threshold: float = 1.0,
     ) -> list[Generation]:
-        """Continue every prompt.
+        """Continue every prompt until it stops, or the sequence is full.
 
         Args:
-            prompts: token ids; the longest must fit into `max_seq_len`. Generation ends at a stop
-                token (kept), after `max_new_tokens`, or when the sequence is full.
-            temperature: 0 takes the most likely token.
-            top_k: tokens kept, 0 for all. top_p: probability mass kept of those.
+            prompts: token ids; the longest must fit into `max_seq_len`.
+            sampling: how tokens are drawn, and when a text ends.
             seed: one number (sequence i then uses a hash of seed and i), or one per prompt, which
                 makes a completion independent of the other prompts and of their order.
-            exit_threshold: leave the loops when exit_cdf reaches it; 1 runs all loops.
 
         Raises:
-            WorkbenchError: an argument is out of range.
+            WorkbenchError: a prompt does not fit, or the seeds do not match the prompts.
         """
-        self.check(prompts, max_new_tokens, temperature, (top_k, top_p), exit_threshold)
-        if exit_threshold < 1 and self._options.draft.loops:
+        check_prompts(prompts, self.config.vocab_size, self.max_seq_len)
+        if sampling.exit_threshold < 1 and self._options.draft.loops:
             raise WorkbenchError(
-                f"exit_threshold {exit_threshold} leaves loops early, but this engine drafts and "
-                "verifies with all loops: take one or the other."
+                f"exit_threshold {sampling.exit_threshold} leaves loops early, but this engine "
+                "drafts and verifies with all loops: take one or the other."
             )
         if not prompts:
             return []
+        n, n_tokens = len(prompts), sampling.max_new_tokens
         job = Job(
             prompts=np.array([token for prompt in prompts for token in prompt], dtype=np.int64),
             starts=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
-            owners=np.repeat(np.arange(len(prompts)), list(map(len, prompts))),
+            owners=np.repeat(np.arange(n), list(map(len, prompts))),
             twins=_twins(prompts),
-            seeds=seeds_of(seed, len(prompts)),
-            is_stop=np.isin(np.arange(self.config.vocab_size), list(stop_ids)),
-            tokens=np.zeros((len(prompts), max_new_tokens), np.int64),
-            exit_loops=np.zeros((len(prompts), max_new_tokens), np.int64),
-            entropy=np.zeros((len(prompts), max_new_tokens), np.float32),
-            lengths=np.zeros(len(prompts), np.int64),
-            passes=np.zeros(len(prompts), np.int64),
+            seeds=seeds_of(seed, n),
+            is_stop=sampling.is_stop(self.config.vocab_size),
+            tokens=np.zeros((n, n_tokens), np.int64),
+            exit_loops=np.zeros((n, n_tokens), np.int64),
+            entropy=np.zeros((n, n_tokens), np.float32),
+            lengths=np.zeros(n, np.int64),
+            passes=np.zeros(n, np.int64),
             interrupt=np.zeros(1, np.bool_),
-            temperature=float(temperature),
-            top_k=int(top_k),
-            top_p=float(top_p),
-            exit_threshold=float(exit_threshold) if exit_threshold < 1 else ALL_LOOPS,
+            temperature=float(sampling.temperature),
+            top_k=int(sampling.top_k),
+            top_p=float(sampling.top_p),
+            exit_threshold=_threshold(sampling),
             max_seq_len=self.max_seq_len,
             draft_loops=self._options.draft.loops,
             draft_tokens=self._options.draft.tokens,
@@ -213,11 +183,11 @@ class Engine:
         self, tokens: Sequence[int], *, n_loops: int | None = None, exit_threshold: float = 1.0
     ) -> np.ndarray:
         """Return the logits float32 (T, V) after every token of one sequence."""
-        self.check([tokens], 1, 0.0, (0, 1.0), exit_threshold)
+        check_prompts([tokens], self.config.vocab_size, self.max_seq_len)
+        threshold = _threshold(Sampling(1, exit_threshold=exit_threshold))
         shape, ids = self._shape._replace(n_loops=n_loops or self._shape.n_loops), np.array(tokens)
         if not 1 <= shape.n_loops <= self.config.n_loops:
             raise WorkbenchError(f"n_loops {n_loops} is not within 1 to {self.config.n_loops}.")
-        threshold = float(exit_threshold) if exit_threshold < 1 else ALL_LOOPS
         level, state, weights = LEVELS[self.backend], self._states[0], self._weights
         out, team = np.empty((len(ids), self.config.vocab_size), np.float32), new_team(1)[0]
         for start in range(0, len(ids), len(state.token)):
@@ -289,38 +259,6 @@ class Engine:
             self._team = team_states(self._states[0], size)
         return self._team
 
-    def check(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        temperature: float,
-        top: tuple[int, float],
-        exit_threshold: float,
-    ) -> None:
-        """Raise WorkbenchError unless `generate` can take these arguments."""
-        vocab_size, (top_k, top_p) = self.config.vocab_size, top
-        for number, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= self.max_seq_len:
-                raise WorkbenchError(
-                    f"Prompt {number} has {len(prompt)} tokens; this engine takes 1 to "
-                    f"{self.max_seq_len}. Shorten it or give max_seq_len to Engine.from_model."
-                )
-            if min(prompt) < 0 or max(prompt) >= vocab_size:
-                raise WorkbenchError(
-                    f"Prompt {number} holds a token outside 0 to {vocab_size - 1}: "
-                    "it was encoded with another tokenizer than the model's."
-                )
-        ranges = {
-            "max_new_tokens": (max_new_tokens, 1, float("inf")),
-            "temperature": (temperature, 0, float("inf")),
-            "top_k": (top_k, 0, float("inf")),
-            "top_p": (top_p, 1e-9, 1),
-            "exit_threshold": (exit_threshold, 0, 1),
-        }
-        for name, (value, low, high) in ranges.items():
-            if not low <= value <= high:
-                raise WorkbenchError(f"{name} must lie between {low} and {high}, found {value}.")
-
 
 @dataclass(frozen=True)
 class _Options:
@@ -375,12 +313,5 @@ def _twins(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return found
 
 
-def seeds_of(seed: int | Sequence[int], n: int) -> np.ndarray:
-    """Return one 64-bit seed per prompt; the hash keeps neighbouring seeds apart."""
-    if isinstance(seed, Sequence | np.ndarray):
-        seeds = [int(value) + 1 for value in seed]
-    else:
-        seeds = [(int(seed) << 32) + i + 1 for i in range(n)]
-    if len(seeds) != n:
-        raise WorkbenchError(f"{len(seeds)} seeds were given for {n} prompts: give one per prompt.")
-    return np.array([value * _SPREAD % (1 << 64) for value in seeds], dtype=np.uint64)
+def _threshold(sampling: Sampling) -> float:
+    return float(sampling.exit_threshold) if sampling.exit_threshold < 1 else ALL_LOOPS

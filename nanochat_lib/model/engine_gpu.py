@@ -1,9 +1,9 @@
 """Generate text on a GPU: the decode engine's twin for packed ternary weights (decoding/gpu.py).
 
 In: prompts as token ids; out: what `Engine.generate` returns. A step is captured once as a CUDA
-graph and replayed for every token. It is used by name and never chosen by itself, because no GPU
-has run it yet: its launches are tested on a CPU (tests/test_gpu_step.py), and tests/gpu compares
-it with `Engine` on the day one is there. It has no drafting and no 1.6-bit packing.
+graph and replayed for every token. `backend.open_engine` chooses it, after comparing a few tokens
+with `Engine`: no GPU has run it yet. Its launches are tested on a CPU (tests/test_gpu_step.py), and
+by tests/gpu on the day one is there. It has no drafting and no 1.6-bit packing.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.decoding.gpu import LOOPS, Step
 from nanochat_lib.model.decoding.gpu_arguments import Sizes
 from nanochat_lib.model.decoding.gpu_batch import generate
-from nanochat_lib.model.decoding.packed import load_weights, new_weights, shape_of
-from nanochat_lib.model.engine import Engine, Generation, seeds_of
+from nanochat_lib.model.decoding.packed import Weights, load_weights, new_weights, shape_of
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Generation, Sampling, check_prompts, seeds_of
 
 
 class TorchMemory:
-    """Arrays as tensors on the current GPU."""
+    """Arrays as tensors on the first GPU, whichever is the current one."""
 
     def place(self, array: np.ndarray) -> torch.Tensor:
         """Return a copy on the GPU."""
-        return torch.from_numpy(array).cuda()
+        return torch.from_numpy(array).to("cuda:0")
 
     def put(self, target: torch.Tensor, array: np.ndarray) -> None:
         """Write into the first elements of a tensor."""
@@ -45,8 +45,11 @@ class TorchMemory:
 class GpuEngine:
     """Packed weights of one model on the first GPU, with caches for `n_rows` sequences."""
 
-    def __init__(self, checker: Engine, step: Step) -> None:
-        self._checker, self._step = checker, step
+    runs_on = "cuda"
+
+    def __init__(self, config: ModelConfig, weights: Weights, step: Step) -> None:
+        self.config, self.max_seq_len, self.n_rows = config, step.sizes.max_len, step.n_rows
+        self._weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
 
     @classmethod
     def from_model(
@@ -75,7 +78,6 @@ class GpuEngine:
         if reason := why_unavailable():
             raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
         length = max_seq_len or config.max_seq_len
-        checker = Engine.from_model(model, max_batch=1, max_seq_len=length, threads=1)
         weights = new_weights(config, length, "2bit")
         load_weights(weights, model, "2bit")
         launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
@@ -84,32 +86,42 @@ class GpuEngine:
         shape = shape_of(config, "2bit")
         step = Step(shape, weights, sizes, launcher, device(0), TorchMemory())
         step.loops = loops
-        return cls(checker, step)
+        return cls(config, weights, step)
+
+    def reload(self, model: LoopLM) -> None:
+        """Pack the current parameters of a model of the same shape again, in place.
+
+        Raises:
+            WorkbenchError: the model has another shape, or a parameter is not finite.
+        """
+        if model.config != self.config:
+            raise WorkbenchError(
+                f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
+                "Open a new one."
+            )
+        load_weights(self._weights, model, "2bit")
+        self._step.arguments.reload(self._weights)
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
         *,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int = 0,
-        top_p: float = 1.0,
         seed: int | Sequence[int] = 0,
-        stop_ids: frozenset[int] = frozenset(),
-        exit_threshold: float = 1.0,
     ) -> list[Generation]:
         """Continue every prompt; arguments and results as `Engine.generate` has them."""
-        top, step = (top_k, top_p), self._step
-        self._checker.check(prompts, max_new_tokens, temperature, top, exit_threshold)
+        step, vocab_size = self._step, self._step.shape.vocab_size
+        check_prompts(prompts, vocab_size, step.sizes.max_len)
         seeds, found = seeds_of(seed, len(prompts)), []
-        step.put(is_stop=np.isin(np.arange(step.shape.vocab_size), list(stop_ids)).astype(np.uint8))
-        sampling, limit = (
-            (float(temperature), top, exit_threshold),
-            min(max_new_tokens, step.sizes.width),
+        step.put(is_stop=sampling.is_stop(vocab_size).astype(np.uint8))
+        top, limit = (
+            (sampling.top_k, sampling.top_p),
+            min(sampling.max_new_tokens, step.sizes.width),
         )
+        choice = (float(sampling.temperature), top, sampling.exit_threshold)
         for first in range(0, len(prompts), step.n_rows):
             part = slice(first, first + step.n_rows)
-            lengths = generate(step, prompts[part], seeds[part], limit, sampling, _as_graph)
+            lengths = generate(step, prompts[part], seeds[part], limit, choice, _as_graph)
             found += generations(step, lengths)
         return found
 
@@ -124,24 +136,32 @@ def generations(step: Step, lengths: np.ndarray) -> list[Generation]:
 
 
 def rows_that_fit(config: ModelConfig, gpu: Any) -> int:
-    """Return how many rows of this model one launch of every product takes."""
+    """Return how many rows of this model one launch of every product takes.
+
+    Raises:
+        WorkbenchError: not one, because a row exceeds the GPU's shared memory.
+    """
     D, F = config.d_model, config.d_ff
     qkv_rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_size
     shapes = ((qkv_rows, D), (D, D), (2 * F, D), (D, F))
-    return min(plan_product(n, k, MAX_TOKENS, gpu).n_tokens for n, k in shapes)
+    try:
+        return min(plan_product(n, k, MAX_TOKENS, gpu).n_tokens for n, k in shapes)
+    except ValueError as error:
+        raise WorkbenchError(f"The GPU engine cannot take this model: {error}.") from error
 
 
 def _check_shape(config: ModelConfig) -> None:
     if not config.ternary or config.head_size % 8 or config.head_size > 128:
         raise WorkbenchError(
             "The GPU engine takes ternary models with heads of 8 to 128 in steps of 8; this one "
-            f"has ternary={config.ternary} and heads of {config.head_size}. Use Engine."
+            f"has ternary={config.ternary} and heads of {config.head_size}."
         )
 
 
 def _as_graph(step: Callable[[], None]) -> Callable[[], None]:
     """Capture a step as a CUDA graph; launches are recorded, and nothing runs."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads ask of the GPU meanwhile (training's loader pins memory) is none of it.
+    with torch.cuda.device(0), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay

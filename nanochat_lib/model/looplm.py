@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +25,11 @@ from torch import Tensor, nn
 
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.attention import Positions, attend, positions_of, project_rotated
-from nanochat_lib.model.ternary import BitLinear, quantize_activations
+from nanochat_lib.model.attention import Positions, attend, positions_of
+from nanochat_lib.model.products import BIT_LINEARS, Int8Weights, LayerWeights
+from nanochat_lib.model.ternary import BitLinear, exact_in_16_bits, quantize_activations
 
-BIT_LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+AnyWeights = LayerWeights | Int8Weights
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,6 @@ class LoopOutput:
 
     hidden: list[Tensor]
     exit_prob: Tensor
-
-
-class LayerWeights(NamedTuple):
-    """The effective weights of one layer for one forward pass, (out, in).
-
-    One fused matmul for gate and up was a third slower on a CPU: its halves are strided.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
 
 
 class RMSNorm(nn.Module):
@@ -95,32 +80,12 @@ class Layer(nn.Module):
         self.attn_sub_norm = RMSNorm(width, norm_eps) if config.sub_norm else None
         self.ffn_sub_norm = RMSNorm(config.d_ff, norm_eps) if config.sub_norm else None
 
-    def effective_weights(self) -> LayerWeights:
-        """Quantise every matrix once; the result serves all loops of a forward pass."""
-        weights = (getattr(self, name).effective_weight() for name in BIT_LINEARS)
-        device = self.q.weight.device.type
-        if torch.is_autocast_enabled(device):  # else every loop would cast them anew
-            weights = (weight.to(torch.get_autocast_dtype(device)) for weight in weights)
-        return LayerWeights(*weights)
-
-    def forward(self, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
+    def forward(self, x: Tensor, weights: AnyWeights, positions: Positions) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
-        x = x + _maybe(self.attn_out_norm, self._attend(self.attn_norm(x), weights, positions))
-        return x + _maybe(self.ffn_out_norm, self.feed_forward(self.ffn_norm(x), weights))
-
-    def _attend(self, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
-        x = self.quantized(x)
-        q = project_rotated(x, weights.q, positions.rope)
-        k = project_rotated(x, weights.k, positions.rope)
-        v = F.linear(x, weights.v).unflatten(-1, (-1, self.config.head_size))  # (B, T, H, K)
-        out = _maybe(self.attn_sub_norm, attend(q, k, v, positions.mask))
-        return F.linear(self.quantized(out), weights.o)
-
-    def feed_forward(self, x: Tensor, weights: LayerWeights) -> Tensor:
-        """Map the normed (B, T, D) to what SwiGLU adds to the residual stream."""
-        x = self.quantized(x)
-        inner = F.silu(F.linear(x, weights.gate)) * F.linear(x, weights.up)  # (B, T, F)
-        return F.linear(self.quantized(_maybe(self.ffn_sub_norm, inner)), weights.down)
+        q, k, v = weights.heads(self, x, positions.rope)
+        out = weights.output(self, attend(q, k, v, positions.mask))
+        x = x + _maybe(self.attn_out_norm, out)
+        return x + _maybe(self.ffn_out_norm, weights.feed_forward(self, x))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Return x as the ternary products read it: rounded to int8 levels per token."""
@@ -173,6 +138,7 @@ class LoopLM(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.exit_gate = nn.Linear(config.d_model, 1)
         self.entry = LoopEntry(config)
+        self.weights_of: Callable[[Layer], AnyWeights] = LayerWeights.of
         self.run_layer: Callable[..., Tensor] = call_layer
         self.run_layers: Callable[..., Tensor] = call_layers
         self._init_weights(seed)
@@ -197,7 +163,7 @@ class LoopLM(nn.Module):
         positions = positions_of(
             T, head_size=self.config.head_size, rope_base=self.config.rope_base, device=h.device
         )
-        weights = [layer.effective_weights() for layer in self.layers]
+        weights = [self.weights_of(layer) for layer in self.layers]
         hidden = []
         for loop_idx in range(n_loops or self.config.n_loops):
             entered = self.entry.enter(h, embedded, loop_idx)
@@ -210,6 +176,22 @@ class LoopLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Map a normed hidden state (..., D) to logits (..., V)."""
         return self.head(hidden)
+
+    def use_weights_as_they_are(self) -> None:
+        """Stop quantising matrices: they were read from a file that holds codes times scale."""
+        for layer in self.layers:
+            for name in BIT_LINEARS:
+                getattr(layer, name).ternary = False
+
+    @torch.no_grad()
+    def round_tables(self) -> None:
+        """Round embedding and head to 16 bits, in place, when training is over.
+
+        GGUF files and the decode engine store them so; a model that is rounded before it is
+        measured has the same loss everywhere. Again, it changes nothing.
+        """
+        for table in (self.embed.weight, self.head.weight):
+            table.copy_(exact_in_16_bits(table))
 
     @torch.no_grad()
     def _init_weights(self, seed: int) -> None:
@@ -233,13 +215,13 @@ class LoopLM(nn.Module):
                 parameter.normal_(std=0.2 if kind == "embed" else 0.02, generator=generator)
 
 
-def call_layer(layer: Layer, x: Tensor, weights: LayerWeights, positions: Positions) -> Tensor:
+def call_layer(layer: Layer, x: Tensor, weights: AnyWeights, positions: Positions) -> Tensor:
     """Run one layer: the default of `LoopLM.run_layer`, and what training may compile."""
     return layer(x, weights, positions)
 
 
 def call_layers(
-    model: LoopLM, x: Tensor, weights: list[LayerWeights], positions: Positions
+    model: LoopLM, x: Tensor, weights: list[AnyWeights], positions: Positions
 ) -> Tensor:
     """Run all layers once: the default of `LoopLM.run_layers`, which training may recompute."""
     for layer, layer_weights in zip(model.layers, weights, strict=True):

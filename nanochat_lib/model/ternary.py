@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 MIN_SCALE = 1e-5
 MAX_INT8 = 127.0
+MAX_INT16 = 32767.0
+BELOW_INT16 = 32752.0  # the largest float16 that int16 holds
 
 
 def weight_scale_of(weight: Tensor) -> Tensor:
@@ -46,6 +48,23 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, float]:
     scale = weight_scale_of(weight)
     codes = (weight.detach().float() / scale).round().clamp(-1, 1).to(torch.int8)
     return codes, float(scale)
+
+
+def row_steps(table: Tensor, largest: float = MAX_INT16) -> Tensor:
+    """Return (N, 1): by row of a table (N, K), the power of two that its int16 codes count in."""
+    most = table.detach().float().abs().amax(1, keepdim=True)
+    _, exponent = torch.frexp(most.clamp(min=1e-30) / largest)
+    return torch.ldexp(torch.ones_like(most), exponent)
+
+
+def exact_in_16_bits(table: Tensor) -> Tensor:
+    """Return a table (N, K) rounded to what float16 and int16 codes by row hold without loss.
+
+    A multiple of its row's power of two that is less than 2^11 of them is a float16 number already;
+    larger ones stay multiples when they are rounded to float16.
+    """
+    steps = row_steps(table, BELOW_INT16)
+    return ((table.detach().float() / steps).round() * steps).half().float()
 
 
 def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:

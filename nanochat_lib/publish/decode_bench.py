@@ -36,8 +36,9 @@ from nanochat_lib.model.decoding.forward import (
     head,
     linear_products,
 )
-from nanochat_lib.model.engine import Draft, Engine
+from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Draft, Sampling
 from nanochat_lib.publish.gguf_file import write_gguf
 from nanochat_lib.publish.stock import StockModel
 from nanochat_lib.runs import write_atomic
@@ -69,7 +70,7 @@ def speed_rows(checkpoint: Checkpoint, gguf: Path, limits: Limits, threads: int 
     """Time greedy decoding of one sequence by the engine and by stock llama.cpp, interleaved."""
     n = limits.n_tokens
     engine = Engine.from_model(checkpoint.model, max_batch=1, threads=threads)
-    runs = {"engine": lambda: engine.generate([PROMPT], max_new_tokens=n, temperature=0)}
+    runs = {"engine": lambda: engine.generate([PROMPT], Sampling(n, temperature=0))}
     try:
         with StockModel(gguf, threads=threads) as stock:
             runs["llama.cpp TQ2_0"] = lambda: stock.greedy(PROMPT, n)
@@ -93,8 +94,8 @@ def exit_rows(checkpoint: Checkpoint, limits: Limits) -> list[Row]:
 
     def run(threshold: float) -> Callable[[], None]:
         def decode() -> None:
-            options = {"max_new_tokens": n, "temperature": 1.0, "exit_threshold": threshold}
-            depth[threshold] = np.mean(engine.generate([PROMPT[:1]], **options)[0].exit_loops)
+            sampling = Sampling(n, exit_threshold=threshold)
+            depth[threshold] = np.mean(engine.generate([PROMPT[:1]], sampling)[0].exit_loops)
 
         return decode
 
@@ -116,7 +117,7 @@ def part_rows(checkpoint: Checkpoint, limits: Limits) -> list[Row]:
     part by itself would find its weights in a nearer cache than it does in a token.
     """
     engine = Engine.from_model(checkpoint.model, max_batch=1, threads=1)
-    engine.generate([PROMPT], max_new_tokens=2, temperature=0)
+    engine.generate([PROMPT], Sampling(2, temperature=0))
     state, runs = engine._states[0], {}
     state.position[0] = 100
     arguments = LEVELS[engine.backend], new_team(1)[0], engine._shape, engine._weights, state
@@ -145,7 +146,7 @@ def draft_rows(checkpoint: Checkpoint, limits: Limits) -> list[Row]:
 
     def run(draft: Draft) -> Callable[[], None]:
         def decode() -> None:
-            found = engines[draft].generate([prompt], max_new_tokens=n, temperature=0)[0]
+            found = engines[draft].generate([prompt], Sampling(n, temperature=0))[0]
             passes[draft] = len(found.tokens) / found.passes
 
         return decode

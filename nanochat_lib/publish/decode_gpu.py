@@ -8,15 +8,12 @@ Without a GPU it says why, and ends with 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from kernels.cuda.driver import why_unavailable
+from kernels.bench_gpu.start import facts, is_refused, out_path, write
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.hardware.planner import count_parameters
 
@@ -29,25 +26,17 @@ N_TOKENS, N_REPEATS = 512, 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write tokens a second; 1 when there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="file for the numbers")
-    out = parser.parse_args(arguments).out
-    if reason := why_unavailable():
-        print(f"Nothing was measured: {reason}.", file=sys.stderr)
+    out = out_path(arguments, __doc__, "file for the numbers")
+    if is_refused():
         return 1
-    import torch
-
     from nanochat_lib.model.looplm import LoopLM
 
-    report = {
-        "gpu": torch.cuda.get_device_name(),
-        "date": time.strftime("%Y-%m-%d"),
+    report = facts() | {
         "stored_parameters": count_parameters(CONFIG).stored,
         "tokens_per_s": {str(n): _tokens_per_s(LoopLM(CONFIG), n) for n in (1, 32)},
         "repeats": N_REPEATS,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1))
+    write(out, report)
     print(json.dumps(report, indent=1))
     return 0
 
@@ -72,8 +61,10 @@ def _tokens_per_s(model: object, n_sequences: int) -> dict[str, float]:
 
 def _timed(engine: object, n_sequences: int) -> float:
     """Return tokens a second of one run."""
+    from nanochat_lib.model.request import Sampling
+
     start, prompts = time.perf_counter(), [list(range(1, 17))] * n_sequences
-    texts = engine.generate(prompts, max_new_tokens=N_TOKENS, temperature=1.0)
+    texts = engine.generate(prompts, Sampling(N_TOKENS))
     return sum(len(text.tokens) for text in texts) / (time.perf_counter() - start)
 
 

@@ -79,6 +79,10 @@ class RunData:
         found = self.state.get("sandbox") or self.summary("preprocess").get("sandbox")
         return str(found or "")
 
+    def decoded_on(self, stage: str) -> str:
+        """Return what generated the texts of a stage: processor or GPU, and which kernels."""
+        return str(self.summary(stage).get("decoding") or "not recorded")
+
     @property
     def rustc(self) -> str:
         """Return the compiler's version line, or an empty text."""

@@ -22,6 +22,9 @@ class HardwareConfig(StageConfig):
     preferred_kernel: Literal["auto", "generic", "AVX2", "AVX512", "CUDA"] = Field(
         "auto", description="ternary kernel asked for"
     )
+    decode_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what generates text; auto: a GPU that agrees with the CPU, else that"
+    )
     gpu_model: str = Field("", description="GPU name; empty: none")
     n_gpus: int = Field(0, ge=0, description="number of GPUs")
     gpu_memory_gb: float = Field(0.0, ge=0, description="memory of one GPU in GB")

@@ -98,6 +98,14 @@ class PretrainConfig(StageConfig):
     entropy_objective: Literal["expected", "uniform_gap"] = Field(
         "expected", description="Ouro's expected loss minus entropy, or the brief's |gap| penalty"
     )
+    trained_exits: Literal["all", "last"] = Field(
+        "all", description="exits whose loss is trained: all, by the gate's distribution; the last"
+    )
+    exit_gradients: Literal["auto", "kept", "remade"] = Field(
+        "auto",
+        description="gradients of all exits kept, or remade backward, which costs a fourth product "
+        "of the head; auto: remade where activations are recomputed",
+    )
     gate_steps: int = Field(30, ge=0, description="stage-II steps that train only the exit gate")
     eval_every: int = Field(50, ge=1, description="steps between validations")
     held_out_kib: int = Field(
@@ -133,6 +141,11 @@ class PretrainConfig(StageConfig):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile of the blocks; auto: when a C++ compiler is found"
+    )
+    products: Literal["auto", "float", "int8"] = Field(
+        "auto",
+        description="products of the ternary layers: of rounded floats, or of int8 codes, exact "
+        "forward and 1 % off backward; auto: int8 on a GPU where it is measured to be faster",
     )
 
     @property

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat_lib.model.attention import project_rotated, rope_table
-from nanochat_lib.model.looplm import Layer, LayerWeights, LoopLM
+from nanochat_lib.model.attention import rope_table
+from nanochat_lib.model.looplm import Layer, LoopLM
+from nanochat_lib.model.products import LayerWeights
 
 Sharing = Literal["full", "last", "first"]
 SHARINGS: tuple[Sharing, ...] = ("full", "last", "first")
@@ -33,7 +34,7 @@ def decoded_loss(model: LoopLM, windows: np.ndarray, sharing: Sharing) -> float:
     tokens = torch.from_numpy(windows)
     config, n_windows, n_positions = model.config, len(tokens), tokens.shape[1] - 1
     rope = rope_table(n_positions, config.head_size, config.rope_base)
-    weights = [layer.effective_weights() for layer in model.layers]
+    weights = [LayerWeights.of(layer) for layer in model.layers]
     shape = (config.n_loops, config.n_layers, 2, n_windows, n_positions)
     cache = torch.zeros(*shape, config.n_kv_heads, config.head_size)
     nats = torch.zeros(n_windows)
@@ -61,11 +62,10 @@ def _decode_layer(
     Args:
         kept: (2, W, t, J, K), keys and values of the tokens before.
     """
-    x = layer.quantized(layer.attn_norm(h))
-    q, k = project_rotated(x, weights.q, rope), project_rotated(x, weights.k, rope)
-    own = torch.stack((k, F.linear(x, weights.v).unflatten(-1, k.shape[-2:])))
+    q, k, v = weights.heads(layer, h, rope)
+    own = torch.stack((k, v))
     keys, values = torch.cat((kept, own), 2)
     q, keys, values = (heads.transpose(1, 2) for heads in (q, keys, values))
     out = F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
-    h = h + F.linear(layer.quantized(out.transpose(1, 2).flatten(2)), weights.o)
-    return h + layer.feed_forward(layer.ffn_norm(h), weights), own
+    h = h + weights.output(layer, out.transpose(1, 2).flatten(2))
+    return h + weights.feed_forward(layer, h), own

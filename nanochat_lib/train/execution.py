@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -22,12 +23,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kernels.training.linear import linear, ternary
+from kernels.training.operators import has_triton, kernel_errors
 from nanochat_lib.config import HardwareConfig, ModelConfig, PretrainConfig
 from nanochat_lib.control import LOOK_S
+from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import usable_cores
 from nanochat_lib.hardware.planner import count_parameters
 from nanochat_lib.model.looplm import LoopLM, call_layer
+from nanochat_lib.model.products import Int8Weights
 from nanochat_lib.runs import write_atomic
+from nanochat_lib.train.watch.speed import synchronize
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,6 +44,7 @@ BFLOAT16_GAIN = 2.0  # autocast adds casts, so bfloat16 must multiply at least t
 # fifth of it, and compiling doubles the speed.
 COMPILE_PAYS_S = {torch.float32: 300.0, torch.bfloat16: 60.0}
 CLEARLY_SLOWER = 1.5
+PRODUCT_ROUNDS = 6  # the first compiles
 ASSUMED_FLOPS = {torch.float32: 1e11, torch.bfloat16: 4e11}  # of two cores, eager
 
 
@@ -126,6 +133,83 @@ def compiles(model: LoopLM, tokens: Tensor, dtype: torch.dtype) -> bool:
     finally:
         model.zero_grad(set_to_none=True)
     return True
+
+
+def choose_products(plan: PretrainConfig, model: LoopLM, dtype: torch.dtype) -> str:
+    """Return "int8" or "float": how the layers multiply.
+
+    "auto" times the model's largest product on its GPU both ways, once. The int8 side includes
+    rounding activations and gradients, the other is the bare product.
+
+    Raises:
+        WorkbenchError: int8 is asked for, and this model cannot.
+    """
+    reason = why_no_int8(model)
+    if plan.products == "int8" and reason:
+        raise WorkbenchError(
+            f"pretrain.products is int8, but {reason}. Take float, or auto, which finds out."
+        )
+    if plan.products != "auto":
+        return plan.products
+    device = model.head.weight.device
+    if reason or device.type != "cuda" or dtype != torch.bfloat16 or not has_triton():
+        return "float"
+    try:
+        gain = int8_gain(model.config, plan.micro_batch_size * plan.seq_len, device)
+    except kernel_errors() as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        logger.warning("int8 products failed, so training runs without them: %s", line)
+        return "float"
+    logger.info("a product is %.2f times as fast in int8 as in bfloat16", gain)
+    return "int8" if gain > 1 else "float"
+
+
+def why_no_int8(model: LoopLM) -> str:
+    """Return why the layers of a model cannot multiply in int8, or nothing."""
+    if not model.config.ternary:
+        return "model.ternary is false, so its weights have no codes"
+    if any(hasattr(parameter, "device_mesh") for parameter in model.layers.parameters()):
+        return "its layers are split over processes (DTensor), which the int8 kernels do not know"
+    return ""
+
+
+def int8_gain(config: ModelConfig, n_tokens: int, device: torch.device) -> float:
+    """Return the time of a product in bfloat16 over that in int8, forward and backward."""
+    generator = torch.Generator(device).manual_seed(0)
+    random = partial(torch.randn, generator=generator, device=device, dtype=torch.bfloat16)
+    n, k = config.d_ff, config.d_model
+    x, grad = random(n_tokens, k).requires_grad_(), random(n_tokens, n)
+    plain, codes = random(n, k).requires_grad_(), ternary(random(n, k).requires_grad_())
+    sides = {
+        "float": lambda: torch.nn.functional.linear(x, plain),
+        "int8": lambda: linear(x, [codes])[0],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(PRODUCT_ROUNDS):
+        for name, side in sides.items():
+            synchronize(device)
+            start = time.perf_counter()
+            side().backward(grad)
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return min(seconds["float"]) / min(seconds["int8"])
+
+
+@contextmanager
+def int8_products(model: LoopLM, is_int8: bool) -> Iterator[None]:
+    """Let the layers multiply in int8 inside the block, by weights quantised once, on entry.
+
+    So all loops and micro-batches of a step share them, and the block must end before the
+    optimiser changes the masters.
+    """
+    before = model.weights_of
+    if is_int8:
+        codes = {layer: Int8Weights.of(layer) for layer in model.layers}
+        model.weights_of = codes.__getitem__
+    try:
+        yield
+    finally:
+        model.weights_of = before
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -81,6 +81,7 @@ def extend_context(
         model = _resized(base, seq_len, config.long_context.rope_base)
         model = model.to(execution.choose_device(config.hardware))
         done = Trainer(model, job, Hooks(log, stop, progress)).run()
+        model.round_tables()
         after = loss_by_position(model, windows, 2)
         short = _short_context_loss(model, windows, base.config.max_seq_len)
         final = evaluate(model, job.held_out, micro_batch_size=2)

@@ -35,9 +35,10 @@ from nanochat_lib.data.tinyrust.unseen import unseen_tasks
 from nanochat_lib.data.tokenizer import load_tokenizer
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import usable_cores
+from nanochat_lib.model.backend import open_engine
 from nanochat_lib.model.checkpoint import TOKENIZER, TrainState, load_checkpoint, save_checkpoint
-from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Decoder
 from nanochat_lib.records import Metric, Task, as_row
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train.execution import Abandoned, choose_dtype, cpu_threads, signals_set
@@ -73,7 +74,7 @@ def maxrl(
     """Run stage 3 and return its summary, which is also written to `folder/summary.json`.
 
     Args:
-        config: `maxrl`, `verify`, `hardware.cpu_threads`, `targets` and `seed` are used.
+        config: `maxrl`, `verify`, `hardware`, `targets` and `seed` are used.
         base_checkpoint: folder of a stage-2 checkpoint with its tokenizer.
         tasks: of all splits; training uses "train" (and tasks without a split) only.
         folder: artifacts folder of the stage; an unfinished run found there is continued.
@@ -108,7 +109,7 @@ class _Trainer:
     tokenizer_path: Path
     tokens_seen: int
     policy: Policy
-    engine: Engine
+    engine: Decoder
     attempts: Attempts
     looks: Looks
     curriculum: Curriculum
@@ -140,6 +141,8 @@ class _Trainer:
             if self.step % plan.checkpoint_every == 0:
                 self.save()
             report(self.step, plan.total_steps, f"{values[Metric.PASS_RATE]:.0%} passed")
+        self.policy.model.round_tables()
+        self.engine.reload(self.policy.model)
         report(self.step, plan.total_steps, "held-out tasks after")
         log(plan.total_steps, self.look("after"))
 
@@ -257,6 +260,7 @@ class _Trainer:
             "warm_start": self.record.get("warm_start"),
             "curriculum": self.curriculum.table(),
             "sandbox": after["sandbox"],
+            "decoding": self.engine.runs_on,
             "n_rollouts": self.record.get("n_rollouts", 0),
             "n_unjudged": self.record.get("n_unjudged", 0),
             "seconds": {k: round(v, 2) for k, v in self.record.get("seconds", {}).items()},
@@ -356,10 +360,8 @@ def _open_trainer(
     tokenizer_path = kept if kept.is_file() else loaded.tokenizer_path
     plan, record = config.maxrl, loaded.state.values["record"] if loaded.state else {}
     policy = _open_policy(config, loaded.model, base_checkpoint, record)
-    length, hardware = loaded.config.max_seq_len, config.hardware
-    engine = Engine.from_model(
-        policy.model, max_seq_len=length, threads=hardware.cpu_threads, numa=hardware.numa_aware
-    )
+    length = loaded.config.max_seq_len
+    engine = open_engine(policy.model, config.hardware, max_seq_len=length)
     sampler = Sampler(engine, load_tokenizer(loaded.tokenizer_path), length)
     tasks = _with_new_tasks(config, tasks, folder, cache_dir)
     fitting = [task for task in tasks if sampler.fits(task, plan.max_new_tokens)]
@@ -368,7 +370,7 @@ def _open_trainer(
         sampler,
         config.verify,
         cache_dir,
-        min(hardware.cpu_threads, usable_cores()),
+        min(config.hardware.cpu_threads, usable_cores()),
         lambda: stop.is_set() or is_asked(folder, STOP),
     )
     trainer = _Trainer(

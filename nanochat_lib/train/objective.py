@@ -5,7 +5,8 @@ depths in use. Stage II: only the exit gate learns, from what a further loop wou
 hidden states and exit probabilities of `LoopLM.forward`; out: scalars to differentiate.
 
 The logits of all exits never exist at once: the head is applied to chunks of positions, and the
-gradients of a chunk are made while its logits still lie in the cache.
+gradients of a chunk are made while its logits still lie in the cache. The gradients that go back to
+the R hidden states wait until the backward pass reaches their loop, or are remade there.
 
 Source: Ouro (arXiv 2510.25741), sections 3.2 and 3.4.
 
@@ -17,13 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_lib.config import PretrainConfig
 from nanochat_lib.model.looplm import LoopLM, LoopOutput, exit_entropy_nats, exit_pdf
 
 CHUNK_POSITIONS = 512  # logits of one chunk: 4 MB at V = 2048; 128 to 1024 are equally fast
@@ -31,6 +33,39 @@ KEEP_SLOPE = 50.0
 KEEP_GAIN_NATS = 0.005
 
 Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What stage I minimises.
+
+    entropy_objective: "expected" subtracts the mean entropy of each token's exit distribution
+    (Ouro). "uniform_gap" adds |ln R - H| of the batch's mean exit distribution (the project brief):
+    it asks that all depths are used by some token, not by every token. In both the gate also learns
+    from the cross-entropies, because they are weighted by its distribution.
+
+    trained_exits: "all", or "last": the cross-entropy of the last exit alone, with neither
+    distribution nor entropy; what the gate knows it then learns in stage II.
+
+    remakes_gradients: make the gradients of hidden states in the backward pass, from logits
+    computed anew. A fourth product of the head, for R - 1 fewer gradients (M, D) in memory.
+    """
+
+    entropy_weight: float
+    entropy_objective: Literal["expected", "uniform_gap"] = "expected"
+    trained_exits: Literal["all", "last"] = "all"
+    remakes_gradients: bool = False
+
+    @classmethod
+    def of(cls, plan: PretrainConfig) -> Objective:
+        """Return the objective of a plan.
+
+        "auto" keeps gradients unless activations are recomputed too: that is where memory is short.
+        """
+        remakes = plan.exit_gradients == "remade" or (
+            plan.exit_gradients == "auto" and plan.activation_checkpointing != "none"
+        )
+        return cls(plan.entropy_weight, plan.entropy_objective, plan.trained_exits, remakes)
 
 
 @dataclass(frozen=True)
@@ -47,29 +82,31 @@ def stage_one_loss(
     model: LoopLM,
     output: LoopOutput,
     targets: Tensor,
+    objective: Objective,
     *,
-    entropy_weight: float,
-    entropy_objective: Literal["expected", "uniform_gap"] = "expected",
     is_compiled: bool = False,
 ) -> StageOneLoss:
-    """Return the expected cross-entropy over the exits plus the entropy term.
+    """Return the cross-entropy of the trained exits plus the entropy term.
 
     Args:
         targets: (B, T) int64, the next tokens.
         is_compiled: make the softmax and its gradient in one compiled pass.
-
-    Both entropies are in nats. "expected" subtracts the mean entropy of each token's exit
-    distribution (Ouro). "uniform_gap" adds |ln R - H| of the batch's mean exit distribution (the
-    project brief): it asks that all depths are used by some token, not by every token. In both the
-    gate also learns from the cross-entropies, because they are weighted by its distribution.
     """
     pdf = exit_pdf(output.exit_prob).flatten(1)  # (R, M)
     n_positions = pdf.shape[1]
-    hidden = [h.flatten(0, 1) for h in output.hidden]
-    weights = pdf / n_positions
+    if objective.trained_exits == "last":
+        exits, weights = output.hidden[-1:], pdf.new_full((1, n_positions), 1 / n_positions)
+        entropy_term = pdf.new_zeros(())
+    else:
+        exits, weights = output.hidden, pdf / n_positions
+        penalty = entropy_penalty(pdf, objective.entropy_objective)
+        entropy_term = objective.entropy_weight * penalty
     slopes = _compiled_slopes() if is_compiled else exit_slopes
-    task = _ExitCrossEntropy.apply(weights, model.head.weight, targets.flatten(), slopes, *hidden)
-    entropy_term = entropy_weight * entropy_penalty(pdf, entropy_objective)
+    made = _Exits(slopes, targets.flatten(), objective.remakes_gradients)
+    task = _ExitCrossEntropy.apply(made, weights, model.head.weight, *exits)
+    if made.remakes:
+        for loop_idx, h in enumerate(exits):
+            h.register_hook(partial(made.with_gradient, loop_idx, h.detach()))
     return StageOneLoss(task + entropy_term, task.detach(), entropy_term, pdf.detach().mean(1))
 
 
@@ -115,38 +152,71 @@ def token_statistics(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Ten
     return torch.cat(cross_entropy), torch.cat(entropy)
 
 
+@dataclass
+class _Exits:
+    """What forward and backward of the loss over the exits share."""
+
+    slopes: Slopes
+    targets: Tensor  # (M,)
+    remakes: bool
+    weights: Tensor | None = None  # (R, M), times the loss's gradient: known once backward began
+    table: Tensor | None = None  # the head as it multiplies, (V, D)
+
+    def with_gradient(self, loop_idx: int, hidden: Tensor, grad: Tensor) -> Tensor:
+        """Add the loss's gradient to what later loops send back to hidden, both (B, T, D).
+
+        In place where that is a sum with our zeros, which autograd has just made for us alone.
+        """
+        total = grad if grad.is_contiguous() else grad.clone(memory_format=torch.contiguous_format)
+        flat, given, weights = total.flatten(0, 1), hidden.flatten(0, 1), self.weights[loop_idx]
+        for rows in _chunks(len(self.targets)):
+            logits = F.linear(given[rows].to(self.table.dtype), self.table)
+            _, slope = self.slopes(logits, self.targets[rows], weights[rows])
+            flat[rows] += slope @ self.table
+        return total
+
+
 class _ExitCrossEntropy(torch.autograd.Function):
-    """(weights, head, targets, *hidden) -> sum_r sum_m weights[r, m] * CE_r[m].
+    """(weights, head, *hidden) -> sum_r sum_m weights[r, m] * CE_r[m].
 
     The weights are known in the forward pass, so each chunk's gradients are made at once: three
     matmuls for each position instead of the four of recomputing the logits, and one chunk of
-    logits in memory whatever R is.
+    logits in memory whatever R is. Where hidden states' gradients are remade, each gets an expanded
+    zero here, and a hook adds its gradient when the backward pass has come to its loop. So no other
+    backward pass may go through the same hidden states.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, head: Tensor, targets: Tensor, slopes: Slopes, *hidden: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, made: _Exits, weights: Tensor, head: Tensor, *hidden: Tensor) -> Tensor:
         cross_entropy = torch.empty_like(weights)  # (R, M)
         grad_head = torch.zeros_like(head)
-        grad_hidden = [torch.empty_like(h) for h in hidden]
+        kind = torch.contiguous_format
+        grad_hidden = (
+            [] if made.remakes else [torch.empty_like(h, memory_format=kind) for h in hidden]
+        )
         table = head.detach().to(_matmul_dtype(head))
         for loop_idx, h in enumerate(hidden):
-            for rows in _chunks(len(targets)):
-                rows_in = h[rows].to(table.dtype)
+            given = h.flatten(0, 1)
+            for rows in _chunks(len(made.targets)):
+                rows_in = given[rows].to(table.dtype)
                 logits = F.linear(rows_in, table)
-                nats, slope = slopes(logits, targets[rows], weights[loop_idx, rows])
+                nats, slope = made.slopes(logits, made.targets[rows], weights[loop_idx, rows])
                 cross_entropy[loop_idx, rows] = nats
-                grad_hidden[loop_idx][rows] = slope @ table
+                if not made.remakes:
+                    grad_hidden[loop_idx].flatten(0, 1)[rows] = slope @ table
                 grad_head += slope.T @ rows_in
-        ctx.save_for_backward(cross_entropy, grad_head, *grad_hidden)
+        ctx.made, ctx.no_gradients = made, [h.new_zeros(()).expand_as(h) for h in hidden]
+        ctx.save_for_backward(weights, table, cross_entropy, grad_head, *grad_hidden)
         return (weights * cross_entropy).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cross_entropy, *gradients = ctx.saved_tensors
+        weights, table, cross_entropy, *gradients = ctx.saved_tensors
         head, *hidden = (g.mul_(grad) for g in gradients)  # ours alone: no need for a copy
-        return (grad * cross_entropy, head, None, None, *hidden)
+        if ctx.made.remakes:
+            ctx.made.weights, ctx.made.table = weights * grad, table
+            hidden = ctx.no_gradients
+        return (None, grad * cross_entropy, head, *hidden)
 
 
 def exit_slopes(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

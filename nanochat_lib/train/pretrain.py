@@ -68,6 +68,7 @@ def pretrain(
         model = LoopLM(config.model, seed=config.seed).to(execution.choose_device(config.hardware))
         done = Trainer(model, job, hooks).run()
         train_gate(model, job, hooks, first_step=done.step)
+        model.round_tables()
         n_windows = ceil(1024 * plan.held_out_kib / (data.bytes_per_token("real") * plan.seq_len))
         sets = held_out(data, plan.seq_len, n_windows)
         final = evaluate(model, sets, micro_batch_size=EVAL_MICRO_BATCH)
@@ -96,6 +97,7 @@ def finish(
         "tokens_per_s": done.tokens_seen / max(done.seconds, 1e-9),
         "dtype": done.dtype,
         "compiled": done.compiled,
+        "products": done.products,
         "threads": n_threads,
         "peak_rss_mib": peak_rss_mib(),
         "bits_per_byte_first": done.first_bits_per_byte,

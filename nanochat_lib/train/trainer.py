@@ -30,7 +30,7 @@ from nanochat_lib.model.checkpoint import Checkpoint, TrainState, save_checkpoin
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
-from nanochat_lib.train.objective import stage_one_loss
+from nanochat_lib.train.objective import Objective, stage_one_loss
 from nanochat_lib.train.optim import Optimizers
 from nanochat_lib.train.safety import kept
 from nanochat_lib.train.safety.checks import check_fit
@@ -100,6 +100,7 @@ class Progress:
     micro_batch_size: int = 0
     dtype: str = "float32"
     compiled: bool = False
+    products: str = "float"
     smooth_loss: float = math.nan
     best_bits_per_byte: float = math.inf
     first_bits_per_byte: float = math.nan
@@ -198,7 +199,7 @@ class Trainer:
             size = self.progress.micro_batch_size
             try:
                 compiled = execution.compiled_layers(self.model, self.progress.compiled)
-                with compiled, recomputed(self.model, mode):
+                with compiled, self._int8(), recomputed(self.model, mode):
                     return self._forward_backward(tokens.split(size))
             except (MemoryError, RuntimeError) as error:
                 if size == 1 or not is_out_of_memory(error):
@@ -215,15 +216,14 @@ class Trainer:
 
     def _forward_backward(self, micro_batches: tuple[Tensor, ...]) -> dict[str, float]:
         total, task, entropy_term, pdf = 0.0, 0.0, 0.0, 0.0
-        share = 1 / len(micro_batches)
+        share, objective = 1 / len(micro_batches), Objective.of(self.plan)
         for tokens in micro_batches:
             with execution.autocast(self.device, self.dtype):
                 loss = stage_one_loss(
                     self.model,
                     self.model(tokens[:, :-1]),
                     tokens[:, 1:],
-                    entropy_weight=self.plan.entropy_weight,
-                    entropy_objective=self.plan.entropy_objective,
+                    objective,
                     is_compiled=self.progress.compiled,
                 )
             (loss.total * share).backward()
@@ -342,12 +342,17 @@ class Trainer:
 
     def _choose_execution(self) -> None:
         dtype = execution.choose_dtype(self.plan.dtype, self.model.config, self.device)
+        self.progress.products = execution.choose_products(self.plan, self.model, dtype)
         compiled = execution.choose_compile(self.plan, self.model.config, dtype)
         if compiled:
             tokens = self.job.tokens(0, self.device)[: self.progress.micro_batch_size, :-1]
-            compiled = execution.compiles(self.model, tokens, dtype)
+            with self._int8():
+                compiled = execution.compiles(self.model, tokens, dtype)
         self.progress.dtype = str(dtype).removeprefix("torch.")
         self.progress.compiled = compiled
+
+    def _int8(self) -> contextlib.AbstractContextManager[None]:
+        return execution.int8_products(self.model, self.progress.products == "int8")
 
     def _make_optimizers(self) -> Optimizers:
         muon_dtype = getattr(torch, self.progress.dtype)

@@ -9,6 +9,7 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,9 +27,9 @@ def test_texts_are_those_of_the_cpu_engine(threshold, temperature, loops):
     model.head.weight.data *= 20
     model.exit_gate.weight.data.normal_(std=0.3)
     prompts = [[i, 5, 7 * i % 300, 2, i * i % 500] for i in range(1, 50)]
-    options = {"max_new_tokens": 20, "temperature": temperature, "exit_threshold": threshold}
-    wanted = Engine.from_model(model).generate(prompts, **options)
-    found = GpuEngine.from_model(model, loops=loops).generate(prompts, **options)
+    sampling = Sampling(20, temperature, exit_threshold=threshold)
+    wanted = Engine.from_model(model).generate(prompts, sampling)
+    found = GpuEngine.from_model(model, loops=loops).generate(prompts, sampling)
     equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
     assert equal >= 0.9 * len(prompts)
 
@@ -38,9 +39,9 @@ def test_the_persistent_kernel_gives_the_bits_of_the_graph(n_prompts):
     """Twice each: a barrier that lets a block ahead shows as a run that differs."""
     model = LoopLM(ModelConfig(n_loops=3, n_layers=2), seed=3)
     prompts = [[i + 1, 5, 2] for i in range(n_prompts)]
-    options = {"max_new_tokens": 100, "temperature": 1.0, "exit_threshold": 0.75}
+    sampling = Sampling(100, 1.0, exit_threshold=0.75)
     found = []
     for loops in ("graph", "persistent"):
         engine = GpuEngine.from_model(model, max_batch=n_prompts, loops=loops)
-        found += [engine.generate(prompts, **options) for _ in range(2)]
+        found += [engine.generate(prompts, sampling) for _ in range(2)]
     assert found[0] == found[1] == found[2] == found[3]

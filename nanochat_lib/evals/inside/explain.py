@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer
 
 from nanochat_lib.config import HardwareConfig
-from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
+from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, STOP_IDS, encode_prompt
 from nanochat_lib.evals.generation import MIN_FREE_SHARE, Writer, load_with_tokenizer, make_writer
-from nanochat_lib.model.engine import Generation
 from nanochat_lib.model.looplm import LoopLM, exit_pdf
+from nanochat_lib.model.request import Generation, Sampling
 
 N_CANDIDATES = 5
 
@@ -76,11 +76,8 @@ class Explainer:
         ids = encode_prompt(self.tokenizer, prompt)[-max(int(room * (1 - MIN_FREE_SHARE)), 1) :]
         found = self.writer.engine.generate(
             [ids],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
+            Sampling(max_new_tokens, temperature, exit_threshold=exit_threshold, stop_ids=STOP_IDS),
             seed=[crc32(f"{seed} {prompt.rstrip()}".encode())],
-            stop_ids=frozenset({END_OF_TEXT_ID}),
-            exit_threshold=exit_threshold,
         )[0]
         return self._steps(ids, found)
 

@@ -62,7 +62,7 @@ class Arguments:
         self, shape: Shape, weights: Weights, sizes: Sizes, device: Device, memory: Memory
     ) -> None:
         """Copy the weights there, and allocate."""
-        self.shape, self.sizes, self.device = shape, sizes, device
+        self.shape, self.sizes, self.device, self.memory = shape, sizes, device, memory
         names = [name for name in weights._fields if name not in MATRICES]
         self.weights = {name: memory.place(getattr(weights, name)) for name in names}
         self.matrices = {}
@@ -72,6 +72,14 @@ class Arguments:
         self.n_rows = sizes.n_sequences
         self.n_splits = max(1, min(16, device.n_multiprocessors // (self.n_rows * shape.n_heads)))
         self.arrays = {name: memory.place(a) for name, a in self._new_arrays().items()}
+
+    def reload(self, weights: Weights) -> None:
+        """Copy other weights of the same shapes over those there."""
+        for name, target in self.weights.items():
+            self.memory.put(target, getattr(weights, name))
+        for name, (packed, scale) in self.matrices.items():
+            self.memory.put(packed, getattr(weights, name).packed)
+            self.memory.put(scale, getattr(weights, name).scale)
 
     def _new_arrays(self) -> dict[str, np.ndarray]:
         (S, T, width), N, shape = self.sizes, self.n_rows, self.shape

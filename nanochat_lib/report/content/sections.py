@@ -323,7 +323,8 @@ def _evaluation_block(
         figure,
         reading=f"The same samples, by part of {parts_of}." if parts_of else reading,
         table=rows,
-        source=f"up to {n:,} problems; sandbox {run.sandbox or 'not recorded'}; {run.machine}",
+        source=f"up to {n:,} problems; sandbox {run.sandbox or 'not recorded'}; "
+        f"decoded on {run.decoded_on('evaluate')}; {run.machine}",
     )
 
 

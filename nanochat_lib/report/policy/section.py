@@ -68,8 +68,8 @@ def _source(run: RunData) -> str:
     n_judged, n_tasks = after.get("n_judged", 0), after.get("n_tasks", 0)
     return (
         f"{n_judged:,} programs of {n_tasks:,} tasks, the same tasks and seeds before and after; "
-        f"{after.get('n_unjudged', 0):,} could not be judged and are in no rate; "
-        f"sandbox {run.sandbox or 'not recorded'}; {run.machine}"
+        f"{after.get('n_unjudged', 0):,} could not be judged and are in no rate; sandbox "
+        f"{run.sandbox or 'not recorded'}; decoded on {run.decoded_on(STAGE)}; {run.machine}"
     )
 
 

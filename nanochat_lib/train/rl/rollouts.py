@@ -11,25 +11,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from nanochat_lib.config import MaxRLConfig, VerifyConfig
-from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, encode_prompt
+from nanochat_lib.data.tokenizer import END_OF_TEXT_ID, STOP_IDS, encode_prompt
+from nanochat_lib.model.request import Decoder, Generation, Sampling
 from nanochat_lib.records import Episode, Level, Task, Verdict
 from nanochat_lib.rust.programs import assemble, truncate_completion
 from nanochat_lib.rust.reward import has_compiled, reward_of
 from nanochat_lib.rust.verify import verify
-
-
-class Generates(Protocol):
-    """What is used of `model.engine.Engine`."""
-
-    def generate(self, prompts: list[list[int]], **settings: Any) -> list[Any]:
-        """Return one generation (tokens, token_entropy) per prompt."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Draft:
 class Sampler:
     """A policy ready to complete prompts."""
 
-    engine: Generates
+    engine: Decoder
     tokenizer: Tokenizer
     max_seq_len: int
 
@@ -112,15 +104,12 @@ class Sampler:
         offset = (seed << 32) + first * n_samples
         generations = self.engine.generate(
             [ids for _, ids, _ in jobs],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
+            Sampling(config.max_new_tokens, config.temperature, stop_ids=STOP_IDS),
             seed=[offset + i for i in range(len(jobs))],
-            stop_ids=frozenset({END_OF_TEXT_ID}),
-            exit_threshold=1.0,
         )
         return [self._draft(*job, found) for job, found in zip(jobs, generations, strict=True)]
 
-    def _draft(self, task: Task, ids: list[int], sample_idx: int, found: Any) -> Draft:
+    def _draft(self, task: Task, ids: list[int], sample_idx: int, found: Generation) -> Draft:
         tokens = tuple(found.tokens)
         text = "\n" + self._decode(tokens)
         completion = truncate_completion(text, task.stop_tokens)

@@ -69,9 +69,9 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         """Run an operation and count what it made."""
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
+        given = {_storage(tensor)._cdata for tensor in _tensors((args, kwargs or {}))}
+        for storage in map(_storage, _tensors(out)):
+            if storage._cdata not in given:  # a view of what was there is nothing new
                 self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, self.now())
         return out
@@ -80,3 +80,11 @@ class LiveBytes(TorchDispatchMode):
         """Return the bytes that are alive."""
         self.storages = {k: v for k, v in self.storages.items() if not v[0].expired()}
         return sum(n_bytes for _, n_bytes in self.storages.values())
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

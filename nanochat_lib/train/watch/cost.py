@@ -24,6 +24,7 @@ from nanochat_lib.train import execution
 from nanochat_lib.train.trainer import Hooks, Job, Trainer
 from nanochat_lib.train.watch.gradients import clip_gradients
 from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, EVAL_WINDOWS, evaluate, held_out
+from nanochat_lib.train.watch.speed import synchronize
 
 
 class _RandomTokens:
@@ -119,11 +120,9 @@ def _round(trainer: Trainer, n_steps: int) -> tuple[float, float, float, float]:
 
 
 def _seconds(trainer: Trainer, work: Callable[[], object], times: int = 1) -> float:
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
+    synchronize(trainer.device)
     start = time.perf_counter()
     for _ in range(times):
         work()
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
+    synchronize(trainer.device)
     return (time.perf_counter() - start) / times

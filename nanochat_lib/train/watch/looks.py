@@ -28,7 +28,7 @@ class Watch:
         self.model, self.job = model, job
         self.device = model.head.weight.device
         self.codes = CodeMonitor()
-        self.text = FreeText(job.plan.free_text_tokens, torch.get_num_threads())
+        self.text = FreeText(job.plan.free_text_tokens, job.hardware)
         self.alerts = Alerts(job.folder, model.config, job.targets)
         self.speed: Speed | None = None
 

@@ -24,14 +24,15 @@ SIDE = {"cpu": 1024, "cuda": 8192}  # large enough that more side does not raise
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the best of several large square products, with the threads set now."""
     side = SIDE.get(device.type, 1024)
-    x = torch.ones(side, side, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(0)  # constants let a GPU clock higher
+    x = torch.randn(side, side, generator=generator, device=device).to(dtype)
     torch.mm(x, x)
     best, deadline = 0.0, time.perf_counter() + MEASURED_S
     while best == 0.0 or time.perf_counter() < deadline:
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(x, x)
-        _wait(device)
+        synchronize(device)
         best = max(best, 2 * side**3 / (time.perf_counter() - start))
     return best
 
@@ -86,6 +87,7 @@ def peak_rss_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

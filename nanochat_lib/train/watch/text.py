@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import torch
+
+from nanochat_lib.config import HardwareConfig
 from nanochat_lib.data.tokenizer import END_OF_TEXT_ID
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.engine import Engine
+from nanochat_lib.model.backend import open_engine
 from nanochat_lib.model.looplm import LoopLM
+from nanochat_lib.model.request import Decoder, Sampling
 from nanochat_lib.records import Metric
 
 logger = logging.getLogger(__name__)
@@ -25,10 +29,10 @@ RUN = 4  # tokens in a row that count as repeated when the text had them before
 class FreeText:
     """Lets a model write, and measures what it wrote; the engine is made at the first look."""
 
-    def __init__(self, n_tokens: int, n_threads: int) -> None:
+    def __init__(self, n_tokens: int, hardware: HardwareConfig) -> None:
         """Start nothing yet; `n_tokens` of each text, 0 for none."""
-        self.n_tokens, self.n_threads = n_tokens, n_threads
-        self._engine: Engine | None = None
+        self.n_tokens, self.hardware = n_tokens, hardware
+        self._engine: Decoder | None = None
 
     def look(self, model: LoopLM) -> dict[str, float]:
         """Return distinct-1, distinct-2 and repetition; nothing when no text is asked for."""
@@ -38,21 +42,21 @@ class FreeText:
         try:
             engine = self._loaded(model)
         except WorkbenchError as error:  # a variant of the model that is not packed
+            if self.hardware.decode_device == "cuda" and self._engine is None:
+                raise  # asked for by name
             logger.warning("No free-running text is watched: %s", error)
             self.n_tokens = 0
             return {}
-        written = engine.generate(
-            [[END_OF_TEXT_ID]] * N_TEXTS,
-            max_new_tokens=n_tokens,
-            temperature=1.0,
-            seed=list(range(N_TEXTS)),
-        )
+        prompts, seeds = [[END_OF_TEXT_ID]] * N_TEXTS, list(range(N_TEXTS))
+        written = engine.generate(prompts, Sampling(n_tokens), seed=seeds)
         return text_statistics([found.tokens for found in written])
 
-    def _loaded(self, model: LoopLM) -> Engine:
+    def _loaded(self, model: LoopLM) -> Decoder:
         if self._engine is None:
-            threads = min(self.n_threads, N_TEXTS)
-            self._engine = Engine.from_model(model, max_batch=N_TEXTS, threads=threads)
+            # As many as training took: fewer than configured where the cores are busy.
+            threads = min(torch.get_num_threads(), N_TEXTS)
+            hardware = self.hardware.model_copy(update={"cpu_threads": threads})
+            self._engine = open_engine(model, hardware, max_batch=N_TEXTS)
         else:
             self._engine.reload(model)
         return self._engine

@@ -1,0 +1,49 @@
+"""What the CUDA kernels cost on this machine's GPU: `python -m kernels.bench_gpu --out DIR`.
+
+Under five minutes: about 20 s of products, 40 s of training layers (their compilation), and at most
+120 s of the peer, which tunes itself (peers.py; what did not fit is said). Ceilings come first (a
+large copy, a large bf16 product of random numbers), then products of packed weights beside bf16
+ones of cuBLAS and GemLite's ternary ones, then a training layer, forward and backward. Launches
+are replayed as CUDA graphs that take turns, and a time is the median of nine replays. Writes
+DIR/gpu.json: machine, date, commit, rows, and each target with what was reached. Without a GPU it
+says why, and ends with 1.
+
+The day a GPU is at hand, from a checkout with a CUDA build of torch:
+
+    pip install -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
+    python -m pytest -m gpu tests/gpu                # equal to the reference, in graphs too
+    compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer    # and --tool racecheck
+    python -m kernels.bench_gpu --out reports/gpu    # then commit reports/gpu/gpu.json
+    python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from kernels.bench_gpu import products
+from kernels.bench_gpu.start import facts, is_refused, out_path, write
+from kernels.bench_gpu.targets import checks, format_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write DIR/gpu.json and print a table; 1 when there is no GPU."""
+    out = out_path(arguments, __doc__, "folder for gpu.json")
+    if is_refused():
+        return 1
+    began = time.monotonic()
+    rows = [*products.ceilings(), *products.products(), *products.training()]
+    report = facts() | {
+        "seconds": round(time.monotonic() - began, 1),
+        "rows": rows,
+        "checks": checks(rows),
+        "not_measured": ["decode (nanochat_lib.publish.decode_gpu does)"],
+    }
+    write(out / "gpu.json", report)
+    print(format_report(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
