@@ -112,27 +112,14 @@ class GpuEngine:
         """Continue every prompt; arguments and results as `Engine.generate` has them."""
         step, vocab_size = self._step, self._step.shape.vocab_size
         check_prompts(prompts, vocab_size, step.sizes.max_len)
-        seeds, found = seeds_of(seed, len(prompts)), []
+        seeds = seeds_of(seed, len(prompts))
         step.put(is_stop=sampling.is_stop(vocab_size).astype(np.uint8))
-        top, limit = (
-            (sampling.top_k, sampling.top_p),
+        limit, top = (
             min(sampling.max_new_tokens, step.sizes.width),
+            (sampling.top_k, sampling.top_p),
         )
         choice = (float(sampling.temperature), top, sampling.exit_threshold)
-        for first in range(0, len(prompts), step.n_rows):
-            part = slice(first, first + step.n_rows)
-            lengths = generate(step, prompts[part], seeds[part], limit, choice, _as_graph)
-            found += generations(step, lengths)
-        return found
-
-
-def generations(step: Step, lengths: np.ndarray) -> list[Generation]:
-    """Return what the step's arrays hold for each sequence."""
-    arrays = [step.fetch(name) for name in ("tokens", "exit_loops", "entropies")]
-    return [
-        Generation(*(array[row, :n].tolist() for array in arrays), passes=n)
-        for row, n in enumerate(lengths.tolist())
-    ]
+        return generate(step, prompts, seeds, limit, choice, _as_graph)
 
 
 def rows_that_fit(config: ModelConfig, gpu: Any) -> int:

@@ -57,6 +57,14 @@ class Step:
         """
         self.run(Pass(self.n_rows, (0, self.shape.n_loops), stores_first=True))
 
+    def copy_keys(self, slot: int, source: int, n: int) -> None:
+        """Give a slot the first n positions of another."""
+        for name in ("k", "v"):
+            array = self.arrays[name]
+            array[slot, :, :, :, :n] = array[source, :, :, :, :n]
+        depth = self.arrays["depth"]
+        depth[slot, :n] = depth[source, :n]
+
     def next_token(self, temperature: float, top: tuple[int, float], threshold: float) -> None:
         """Run one step: the row of every sequence that goes on, to its next token."""
         n, level = self.sizes.n_sequences, threshold if threshold < 1 else NEVER
