@@ -160,3 +160,17 @@ class LoopsArgs(ctypes.Structure):
         ("attention", AttentionArgs), ("leave", LeaveArgs), ("barrier", Address),
         ("first_loop", Int), ("n_layers", Int), ("stores_first", Int),
     )  # fmt: skip
+
+
+class DraftArgs(ctypes.Structure):
+    """Arguments of draft and verify (draft.cu)."""
+
+    _fields_ = (
+        ("sample", SampleArgs), ("final", Address), ("drafted", Address), ("kept", Address),
+        ("drafted_token", Address), ("slot", Address), ("position", Address),
+        ("finished", Address), ("verify_slot", Address), ("verify_position", Address),
+        ("verify_finished", Address), ("is_stop", Address), ("tokens", Address),
+        ("exit_loops", Address), ("entropies", Address), ("place", Address), ("passes", Address),
+        ("limit", Address), ("index", Int), ("n_drafts", Int), ("d_model", Int),
+        ("max_len", Int), ("width", Int), ("n_loops", Int),
+    )  # fmt: skip

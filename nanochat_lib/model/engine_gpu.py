@@ -3,7 +3,8 @@
 In: prompts as token ids; out: what `Engine.generate` returns. A step is captured once as a CUDA
 graph and replayed for every token. `backend.open_engine` chooses it, after comparing a few tokens
 with `Engine`: no GPU has run it yet. Its launches are tested on a CPU (tests/test_gpu_step.py), and
-by tests/gpu on the day one is there. It has no drafting and no 1.6-bit packing.
+by tests/gpu on the day one is there. It drafts where asked to and has no
+1.6-bit packing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nanochat_lib.model.decoding.gpu_arguments import Sizes
 from nanochat_lib.model.decoding.gpu_batch import generate
 from nanochat_lib.model.decoding.packed import Weights, load_weights, new_weights, shape_of
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.request import Generation, Sampling, check_prompts, seeds_of
+from nanochat_lib.model.request import Draft, Generation, Sampling, check_prompts, seeds_of
 
 
 class TorchMemory:
@@ -48,7 +49,8 @@ class GpuEngine:
     runs_on = "cuda"
 
     def __init__(self, config: ModelConfig, weights: Weights, step: Step) -> None:
-        self.config, self.max_seq_len, self.n_rows = config, step.sizes.max_len, step.n_rows
+        self.config, self.max_seq_len = config, step.sizes.max_len
+        self.n_rows = step.sizes.n_sequences
         self._weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
 
     @classmethod
@@ -59,6 +61,7 @@ class GpuEngine:
         max_batch: int = MAX_TOKENS,
         max_seq_len: int | None = None,
         loops: str = "graph",
+        draft: Draft | None = None,
     ) -> GpuEngine:
         """Pack `model` and allocate caches on the first GPU.
 
@@ -67,9 +70,12 @@ class GpuEngine:
             max_seq_len: longest prompt plus completion; by default the model's.
             loops: "graph", a launch for every phase, or "persistent", one for all loops; the same
                 bits. "graph" is the default until a GPU has timed both (publish/decode_gpu.py).
+            draft: draft with fewer loops and verify with all; by default off. The rows of a pass
+                are then shared by the drafts of a sequence.
 
         Raises:
-            WorkbenchError: there is no GPU, or the model has a shape that the kernels lack.
+            WorkbenchError: there is no GPU, the model has a shape that the kernels lack, or drafts
+                that the model or the GPU has no room for.
         """
         config = model.config
         if loops not in LOOPS:
@@ -81,8 +87,7 @@ class GpuEngine:
         weights = new_weights(config, length, "2bit")
         load_weights(weights, model, "2bit")
         launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
-        n_rows = min(max_batch, rows_that_fit(config, device(0)))
-        sizes = Sizes(n_rows, length, length)
+        sizes = sizes_of(config, max_batch, length, rows_that_fit(config, device(0)), draft)
         shape = shape_of(config, "2bit")
         step = Step(shape, weights, sizes, launcher, device(0), TorchMemory())
         step.loops = loops
@@ -112,6 +117,11 @@ class GpuEngine:
         """Continue every prompt; arguments and results as `Engine.generate` has them."""
         step, vocab_size = self._step, self._step.shape.vocab_size
         check_prompts(prompts, vocab_size, step.sizes.max_len)
+        if sampling.exit_threshold < 1 and step.sizes.draft_loops:
+            raise WorkbenchError(
+                f"exit_threshold {sampling.exit_threshold} leaves loops early, but this engine "
+                "drafts and verifies with all loops: take one or the other."
+            )
         seeds = seeds_of(seed, len(prompts))
         step.put(is_stop=sampling.is_stop(vocab_size).astype(np.uint8))
         limit, top = (
@@ -135,6 +145,25 @@ def rows_that_fit(config: ModelConfig, gpu: Any) -> int:
         return min(plan_product(n, k, MAX_TOKENS, gpu).n_tokens for n, k in shapes)
     except ValueError as error:
         raise WorkbenchError(f"The GPU engine cannot take this model: {error}.") from error
+
+
+def sizes_of(
+    config: ModelConfig, max_batch: int, length: int, n_fit: int, draft: Draft | None
+) -> Sizes:
+    """Return how much a step holds whose passes take `n_fit` rows.
+
+    Raises:
+        WorkbenchError: drafts that the model or a pass has no room for.
+    """
+    if draft is None:
+        return Sizes(min(max_batch, n_fit), length, length)
+    if not (1 <= draft.loops < config.n_loops and 1 <= draft.tokens <= n_fit):
+        raise WorkbenchError(
+            f"Drafting takes 1 to {config.n_loops - 1} of this model's {config.n_loops} loops "
+            f"and 1 to {n_fit} tokens, found {draft}."
+        )
+    n_sequences = min(max_batch, n_fit // draft.tokens)
+    return Sizes(n_sequences, length, length, draft.loops, draft.tokens)
 
 
 def _check_shape(config: ModelConfig) -> None:

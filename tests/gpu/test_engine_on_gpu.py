@@ -9,7 +9,7 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.request import Sampling
+from nanochat_lib.model.request import Draft, Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,3 +45,15 @@ def test_the_persistent_kernel_gives_the_bits_of_the_graph(n_prompts):
         engine = GpuEngine.from_model(model, max_batch=n_prompts, loops=loops)
         found += [engine.generate(prompts, sampling) for _ in range(2)]
     assert found[0] == found[1] == found[2] == found[3]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_drafted_texts_are_those_of_the_cpu_engine_that_drafts(temperature):
+    model = LoopLM(ModelConfig(n_loops=3, n_layers=2), seed=3)
+    model.head.weight.data *= 20
+    prompts, draft = [[i, 5, 7 * i % 300, 2] for i in range(1, 30)], Draft(1, 4)
+    sampling = Sampling(20, temperature)
+    wanted = Engine.from_model(model, draft=draft).generate(prompts, sampling)
+    found = GpuEngine.from_model(model, draft=draft).generate(prompts, sampling)
+    equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
+    assert equal >= 0.9 * len(prompts)

@@ -135,10 +135,15 @@ __device__ __forceinline__ int draw(const float* values, int n, float chance) {
     return block_best(found).at;
 }
 
-extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) {
-    const int row = blockIdx.x, n = args.vocab;
-    const float* logits = args.logits + (long long)row * args.stride;
-    float* probability = args.probability + (long long)row * n;
+struct Weighed {
+    int token;      // the most likely
+    float entropy;  // nats at temperature 1
+};
+
+// Write the weights that row `at` of the logits gives to its tokens, zero for those left out.
+__device__ __forceinline__ Weighed weigh(const SampleArgs& args, int at, float* probability) {
+    const int n = args.vocab;
+    const float* logits = args.logits + (long long)at * args.stride;
     Best best = {-3.4e38f, n};
     for (int i = threadIdx.x; i < n; i += blockDim.x) best = better(best, {logits[i], i});
     best = block_best(best);
@@ -148,16 +153,13 @@ extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) 
         total += chance;
         weighted += chance * above;
         probability[i] = args.temperature > 0 ? exp32(above * (1 / args.temperature)) : 0;
-        mass += probability[i];
     }
     total = block_sum(total);
     weighted = block_sum(weighted);
-    int token = best.at;
     if (args.temperature > 0) {
         float lowest = 0;
         if (args.top_k > 0 && args.top_k < n) lowest = border(probability, n, true, args.top_k);
         if (args.top_p < 1) {
-            mass = 0;
             for (int i = threadIdx.x; i < n; i += blockDim.x) {
                 if (probability[i] < lowest) probability[i] = 0;
                 mass += probability[i];
@@ -169,11 +171,21 @@ extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) 
             if (probability[i] < lowest) probability[i] = 0;
         }
         __syncthreads();
-        token = draw(probability, n, uniform(args.seed[row], args.place[row]));
+    }
+    return {best.at, logf(total) - weighted / total};
+}
+
+extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) {
+    const int row = blockIdx.x;
+    float* probability = args.probability + (long long)row * args.vocab;
+    const Weighed one = weigh(args, row, probability);
+    int token = one.token;
+    if (args.temperature > 0) {
+        token = draw(probability, args.vocab, uniform(args.seed[row], args.place[row]));
     }
     if (threadIdx.x == 0) {
         args.token[row] = token;
-        args.entropy[row] = logf(total) - weighted / total;
+        args.entropy[row] = one.entropy;
     }
 }
 

@@ -74,6 +74,20 @@ class Step:
         self.launcher.launch("sample", sample, n, 512, shared=4 * 512)
         self.launcher.launch("append", self.arguments.append(), 1, 32)
 
+    def draft_and_verify(self, temperature: float, top: tuple[int, float]) -> None:
+        """Let the first loops draft tokens of every sequence that goes on, and all loops judge."""
+        n, (n_loops, n_drafts) = self.sizes.n_sequences, self.sizes[3:]
+        for i in range(n_drafts):
+            self.run(Pass(n, (0, n_loops)))
+            self.head(n)
+            args = self.arguments.draft(temperature, top, i)
+            self.launcher.launch("draft", args, n, 512, shared=4 * 512)
+        rest = (n_loops, self.shape.n_loops)
+        self.run(Pass(self.n_rows, rest, stores_first=True, rows="verify_"))
+        self.head(self.n_rows)
+        args = self.arguments.draft(temperature, top)
+        self.launcher.launch("verify", args, n, 512, shared=4 * 512)
+
     def head(self, n_rows: int) -> None:
         """Write the logits of the first rows of `final`."""
         args = self.arguments.head(n_rows)

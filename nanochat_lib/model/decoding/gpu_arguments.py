@@ -41,9 +41,11 @@ class Memory(Protocol):
 class Sizes(NamedTuple):
     """How much a step holds."""
 
-    n_sequences: int  # rows of a pass, times the drafts of each: at most 32
+    n_sequences: int  # times the drafts of each, at least 1: at most 32
     max_len: int  # positions of a sequence
     width: int  # tokens that are kept of each
+    draft_loops: int = 0  # loops that draft; 0: no drafting
+    draft_tokens: int = 1  # drafted before they are verified
 
 
 class Pass(NamedTuple):
@@ -53,6 +55,7 @@ class Pass(NamedTuple):
     loops: tuple[int, int]  # the first, and one past the last
     threshold: float = NEVER
     stores_first: bool = False  # rows may be of one sequence: keys are written before any is read
+    rows: str = ""  # "verify_": rows that go on from drafts, else from tokens
 
 
 class Arguments:
@@ -69,7 +72,7 @@ class Arguments:
         for name in MATRICES:
             matrix = getattr(weights, name)
             self.matrices[name] = (memory.place(matrix.packed), memory.place(matrix.scale))
-        self.n_rows = sizes.n_sequences
+        self.n_rows = sizes.n_sequences * sizes.draft_tokens
         self.n_splits = max(1, min(16, device.n_multiprocessors // (self.n_rows * shape.n_heads)))
         self.arrays = {name: memory.place(a) for name, a in self._new_arrays().items()}
 
@@ -82,7 +85,7 @@ class Arguments:
             self.memory.put(scale, getattr(weights, name).scale)
 
     def _new_arrays(self) -> dict[str, np.ndarray]:
-        (S, T, width), N, shape = self.sizes, self.n_rows, self.shape
+        (S, T, width), N, shape = self.sizes[:3], self.n_rows, self.shape
         D, F, V = shape.d_model, shape.d_ff, shape.vocab_size
         qkv_rows = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_size
         cache = (S, shape.n_loops, shape.n_layers, shape.n_kv_heads, T, shape.head_size)
@@ -93,23 +96,27 @@ class Arguments:
                 "wide": (N, max(qkv_rows, 2 * F)), "act_scale": (N,), "entropy": (N,),
                 "logits": (N, len(self.weights["head_scale"])), "probability": (N, V),
                 "partial": (units, self.n_splits, 4 * (shape.head_size + 2)),
-                "entropies": (S, width),
+                "entropies": (S, width), "drafted": (N, D), "kept": (N, V),
             },
             ints: {
                 "active": (N,), "n_active": (1,), "token": (N,), "slot": (N,), "position": (N,),
                 "exit_loop": (N,), "x_sum": (N,), "arrived": (units,), "place": (N,),
                 "tokens": (S, width), "exit_loops": (S, width), "limit": (1,), "barrier": (1,),
+                "passes": (S,), "drafted_token": (N,), "verify_token": (N,), "verify_slot": (N,),
+                "verify_position": (N,),
             },
-            np.uint8: {"depth": (S, T), "finished": (N,), "is_stop": (V,)},
+            np.uint8: {"depth": (S, T), "finished": (N,), "is_stop": (V,), "verify_finished": (N,)},
             np.int8: {"x_q": (N, codes_width(max(D, F)))},
             np.float16: {"k": cache, "v": cache},
             np.int64: {"seed": (S,)},  # the bits of unsigned numbers
         }  # fmt: skip
-        return {
+        arrays = {
             name: np.zeros(size, kind)
             for kind, sizes in kinds.items()
             for name, size in sizes.items()
         }
+        arrays["verify_token"][:] = range(N)  # the place of each in `drafted`
+        return arrays
 
     @functools.cached_property
     def _addresses(self) -> dict[str, int | None]:
@@ -129,10 +136,11 @@ class Arguments:
 
     def begin(self, one: Pass) -> structs.BeginArgs:
         """Tokens become rows."""
-        arrays = self._of("hidden", "survival", "active", "n_active", "token", "slot", "position",
-                          "finished", "depth")  # fmt: skip
+        rows = (one.rows + name for name in ("token", "slot", "position", "finished"))
+        arrays = self._of("hidden", "survival", "active", "n_active", *rows, "depth")
         sizes = (one.n_rows, self.shape.d_model, self.sizes.max_len, self.shape.n_loops)
-        return structs.BeginArgs(address(self.weights["embed"]), *arrays, *sizes)
+        begins = address(self.arrays["drafted"] if one.rows else self.weights["embed"])
+        return structs.BeginArgs(begins, *arrays, *sizes)
 
     def product(self, one: Pass, which: int, layer: int) -> ProductArgs:
         """Return one of a layer's four products, with the rows that are quantised for it."""
@@ -165,7 +173,8 @@ class Arguments:
     def attention(self, one: Pass, loop: int, layer: int) -> structs.AttentionArgs:
         """Return what attends, and what stores keys and values before."""
         shape, rope = self.shape, self.weights["rope"]
-        arrays = self._of("attended", "partial", "arrived", "active", "slot", "position")
+        rows = (one.rows + name for name in ("slot", "position"))
+        arrays = self._of("attended", "partial", "arrived", "active", *rows)
         sizes = (self.arrays["wide"].shape[1], shape.n_heads, rope.shape[1], self.n_splits)
         wide, count = self._of("wide", "n_active")
         attention = structs.Attention(wide, address(rope), *arrays, *sizes)
@@ -177,11 +186,11 @@ class Arguments:
         """Return what ends a loop; `one.loops` says which is the last."""
         shape = self.shape
         fixed = [address(self.weights[n]) for n in ("final_norm", "gate_weight", "gate_bias")]
-        arrays = self._of("survival", "active", "n_active", "exit_loop", "depth", "slot",
-                          "position")  # fmt: skip
+        rows = (one.rows + name for name in ("slot", "position"))
+        arrays = self._of("survival", "active", "n_active", "exit_loop", "depth", *rows)
         sizes = (shape.d_model, self.sizes.max_len, loop, one.loops[1], shape.norm_eps)
-        rows = self._of("hidden", "final")
-        return structs.LeaveArgs(*rows, *fixed, *arrays, *sizes, one.threshold)
+        states = self._of("hidden", "final")
+        return structs.LeaveArgs(*states, *fixed, *arrays, *sizes, one.threshold)
 
     def loops(self, one: Pass) -> structs.LoopsArgs:
         """Return what the persistent kernel takes for a whole pass."""
@@ -213,3 +222,13 @@ class Arguments:
         arrays = self._of(*(name for name, kind in kinds if kind is structs.Address))
         return structs.AppendArgs(*arrays, self.sizes.n_sequences, self.sizes.width,
                                   self.sizes.max_len)  # fmt: skip
+
+    def draft(
+        self, temperature: float, top: tuple[int, float], index: int = 0
+    ) -> structs.DraftArgs:
+        """Return what draws draft `index` of every sequence, and what verifies all."""
+        fields = structs.DraftArgs._fields_
+        arrays = self._of(*(name for name, kind in fields if kind is structs.Address))
+        sizes = (self.sizes.draft_tokens, self.shape.d_model, self.sizes.max_len, self.sizes.width)
+        sample = self.sample(temperature, top)
+        return structs.DraftArgs(sample, *arrays, index, *sizes, self.shape.n_loops)

@@ -20,7 +20,7 @@ from nanochat_lib.model.request import Generation
 # Steps between two looks at who has ended. A look waits for the GPU, some tenths of a step; a slot
 # that has ended stands empty for half of this many steps.
 LOOK_EVERY = 8
-_STATE = ("token", "position", "place", "finished")
+_STATE = ("token", "position", "place", "finished", "passes")
 
 
 def generate(
@@ -34,12 +34,15 @@ def generate(
         prompts: token ids, none longer than the step's sequences.
         seeds: uint64, one per prompt.
         limit: most tokens of each, at most the step's width.
-        sampling: temperature, (top_k, top_p), exit_threshold.
+        sampling: temperature, (top_k, top_p), exit_threshold (1 where the step drafts).
         repeat: makes of a step what can be called again and again: on a GPU, its graph.
     """
     batch = _Batch(step, prompts, seeds, repeat(step.read_prompt))
     step.put(limit=[limit])
-    once = repeat(lambda: step.next_token(*sampling))
+    is_drafted = step.sizes.draft_loops > 0
+    once = repeat(
+        lambda: step.draft_and_verify(*sampling[:2]) if is_drafted else step.next_token(*sampling)
+    )
     while batch.refill():
         for _ in range(min(LOOK_EVERY, limit)):
             once()
@@ -70,18 +73,19 @@ class _Batch:
             i for i, who in enumerate(self.sitting) if who is not None and state["finished"][i]
         ]
         if ended:
-            self._collect(ended, state["place"])
+            self._collect(ended, state)
         free = [i for i, who in enumerate(self.sitting) if who is None][: len(self.waiting)]
         if free:
             self._seat(free, state)
         return any(who is not None for who in self.sitting)
 
-    def _collect(self, ended: list[int], lengths: np.ndarray) -> None:
+    def _collect(self, ended: list[int], state: dict[str, np.ndarray]) -> None:
         arrays = [self.step.fetch(name) for name in ("tokens", "exit_loops", "entropies")]
         for slot in ended:
-            n = int(lengths[slot])
+            n, is_drafted = int(state["place"][slot]), self.step.sizes.draft_loops > 0
+            passes = int(state["passes"][slot]) if is_drafted else n
             parts = (array[slot, :n].tolist() for array in arrays)
-            self.found[self.sitting[slot]] = Generation(*parts, passes=n)
+            self.found[self.sitting[slot]] = Generation(*parts, passes=passes)
             self.sitting[slot] = None
 
     def _seat(self, slots: list[int], state: dict[str, np.ndarray]) -> None:
@@ -92,7 +96,7 @@ class _Batch:
         for slot in slots:
             prompt = self.prompts[self.sitting[slot]]
             state["token"][slot], state["position"][slot] = prompt[-1], len(prompt) - 1
-            state["place"][slot] = 0
+            state["place"][slot] = state["passes"][slot] = 0
         state["finished"][:] = [who is None for who in self.sitting]
         seeds = [0 if who is None else self.seeds[who] for who in self.sitting]
         seeds = np.array(seeds, np.uint64).view(np.int64)
