@@ -6,15 +6,17 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from kernels.bench_gpu import __main__ as bench_gpu
-from kernels.bench_gpu import peers, start
+from kernels.bench_gpu import peers, products, start
 from kernels.bench_gpu.targets import checks, format_report
-from kernels.bench_gpu.timing import row_of
+from kernels.bench_gpu.timing import Graph, row_of
 from nanochat_lib.config import PROJECT_ROOT
 from nanochat_lib.publish import decode_gpu
 
@@ -147,3 +149,53 @@ def test_a_missing_peer_and_one_that_takes_too_long_are_told(monkeypatch):
     calls, reasons = peers.prepare(late, "gemlite_a8", CODES, 0.05, 3)
     assert calls == {}
     assert "used up" in reasons[1]
+
+
+class OnCpu(TorchFunctionMode):
+    """Makes every tensor that is asked for on a GPU in memory."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def test_the_whole_program_runs_with_a_made_up_clock(tmp_path, monkeypatch, capsys):
+    """Every call that a GPU would run is run once, on the CPU; times are 2 us each."""
+
+    def run_once(calls, launches=0):
+        calls[0]()
+        return Graph(lambda: None, len(calls))
+
+    def clock(call):
+        call()
+        return 2.0
+
+    found = with_gemlite(monkeypatch)
+    found.make_graph, found.device = run_once, "cpu"
+    changes = {
+        "graph_of": run_once, "times_us": lambda graphs: dict.fromkeys(graphs, 2.0),
+        "time_eager_us": clock, "SHAPES": ((64, 128), (32, 64)), "PEER_SHAPES": ((64, 128),),
+        "TRAINING": ((8, 32, 16),), "COPY_BYTES": 1 << 10, "SQUARE": 8,
+    }  # fmt: skip
+    for name, value in changes.items():
+        monkeypatch.setattr(products, name, value)
+    monkeypatch.setattr(peers, "find_peers", lambda: found)
+    gpu = SimpleNamespace(L2_cache_size=4096, major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Made-up GPU")
+    monkeypatch.setattr("torch.compile", lambda function: function)
+    monkeypatch.setattr(start, "why_unavailable", lambda: "")
+    with OnCpu():
+        assert bench_gpu.main(["--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    counts = Counter(row["kernel"] for row in report["rows"])
+    assert counts == {
+        "copy": 1, "bf16_peak": 1, "ternary": 12, "cublas_bf16": 12, "gemlite_a8": 3,
+        "gemlite_a16": 3, "int8_layer": 1, "bf16_layer": 1,
+    }  # fmt: skip
+    assert all(row["us"] == 2.0 for row in report["rows"])
+    assert report["gpu"] == "Made-up GPU"
+    assert report["compute_capability"] == "9.0"
+    assert "of the peer" in capsys.readouterr().out

@@ -154,6 +154,39 @@ def test_publish_writes_card_manifest_and_an_honest_checklist(
     assert torch.equal(reloaded(tokens).hidden[-1], expected)
 
 
+@pytest.mark.parametrize(
+    ("passed", "chosen"),
+    [
+        ({"pretrain": (3, 0), "maxrl": (6, 1), "long_context": (2, 0)}, "maxrl"),
+        ({"pretrain": (3, 1), "maxrl": (2, 2), "long_context": (2, 2)}, "long_context"),  # a tie
+        ({"pretrain": (3, 1), "maxrl": (6, 1)}, "long_context"),  # evaluated before stage 4
+        ({}, "long_context"),
+    ],
+)
+def test_auto_publishes_the_model_that_passed_most(
+    tiny_config: RunConfig, checkpoint: Checkpoint, runs_dir: Path, passed: dict, chosen: str
+) -> None:
+    run = create_run(tiny_config, "p", runs_dir)
+    for stage in ("pretrain", "maxrl", "long_context"):
+        save_checkpoint(
+            run.artifacts(stage) / "final", checkpoint.model, step=1, tokens_seen=1, stage=stage,
+            tokenizer_json=checkpoint.tokenizer_path,
+        )  # fmt: skip
+    rows = [
+        EvalResult(stage, task_set, "pass@1", n / 8, 0, 1, n, 8, 8)
+        for stage, counts in passed.items()
+        for task_set, n in zip(("tinyrust", "builtin"), counts, strict=True)
+    ]
+    rows += [EvalResult(s, "tinyrust/level 1", "pass@1", 1, 1, 1, 8, 8, 8) for s in passed]
+    if rows:
+        table = pl.DataFrame([as_row(row) for row in rows])
+        table.write_parquet(run.artifacts("evaluate") / "results.parquet")
+    folder = run.artifacts("publish")
+    assert publish(run.dir, tiny_config, folder)["stage"] == chosen
+    if chosen in passed:
+        assert "by the model of each stage: pretrain" in (folder / "README.md").read_text()
+
+
 def test_publishing_a_run_without_a_model_says_what_to_run(
     tiny_config: RunConfig, runs_dir: Path
 ) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHAPES = ((2048, 2048), (4096, 4096), (8192, 2048), (8192, 8192), (4096, 14336))
 PEER_SHAPES = ((4096, 4096), (8192, 8192), (4096, 14336))
 BATCHES = (1, 2, 4, 8, 16, 32)
+COPY_BYTES, SQUARE = 2 << 30, 8192  # of the ceilings
 TRAINING = ((16384, 2048, 2048), (16384, 2048, 5632), (16384, 4096, 4096))  # tokens, K, N
 
 
@@ -24,14 +25,14 @@ def ceilings() -> list[Row]:
     """Measure a large copy and a large bf16 product of random numbers."""
     import torch
 
-    source = torch.randint(0, 255, (2 << 30,), dtype=torch.uint8, device="cuda")
+    source = torch.randint(0, 255, (COPY_BYTES,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     us = times_us({"copy": graph_of([lambda: target.copy_(source)], 4)})["copy"]
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(SQUARE, SQUARE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product = times_us({"product": graph_of([lambda: a @ b], 8)})["product"]
     return [
         row_of("copy", (0, 0, 0), us, 2 * source.numel()),
-        row_of("bf16_peak", (8192, 8192, 8192), product, 3 * 2 * 8192**2),
+        row_of("bf16_peak", (SQUARE, SQUARE, SQUARE), product, 3 * 2 * SQUARE**2),
     ]
 
 

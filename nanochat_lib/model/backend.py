@@ -28,10 +28,12 @@ if TYPE_CHECKING:  # torch takes three seconds to import
 logger = logging.getLogger(__name__)
 
 N_TOKENS = 4  # of each text that is compared
-LENGTHS = (1, 3, 8)  # of the prompts, in turn
+LENGTHS = (1, 3, 8)  # of the prompts, in turn; the first is long, so that attention is shared out
+LONG = 150
 # A token may fall behind the best by this share of the logits' spread. Keys and values in float16,
 # and codes that fall on the other side of a half, move logits by up to 0.01 of it.
 LOGIT_LIMIT = 0.2
+EXIT_THRESHOLD = 0.55  # a fresh gate reaches 0.5, or k/R, where rounding would decide
 ENTROPY_LIMIT = 0.1  # nats; by the same causes up to 0.005 on trained models
 
 
@@ -82,7 +84,7 @@ def open_engine(
             if not reason:
                 return _open_on_gpu(model, sizes)
         except (WorkbenchError, RuntimeError) as error:  # of torch and of the driver
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     if hardware.decode_device == "cuda":
         raise WorkbenchError(
             f"hardware.decode_device is cuda, and the GPU cannot decode here: {reason}. "
@@ -112,8 +114,9 @@ def _open_on_gpu(model: LoopLM, sizes: dict[str, int | None]) -> Decoder:
     from nanochat_lib.model.engine_gpu import GpuEngine
 
     engine = GpuEngine.from_model(model, **sizes)
-    length = min(engine.max_seq_len, LENGTHS[-1] + N_TOKENS)
-    judge = Engine.from_model(model, max_batch=engine.n_rows, max_seq_len=length)
+    length = min(engine.max_seq_len, LONG + N_TOKENS)
+    caches = {"max_batch": engine.n_rows, "max_seq_len": length}
+    judge = Engine.from_weights(model.config, engine.weights, **caches)
     if reason := disagreement(engine, judge, engine.n_rows):
         raise WorkbenchError(f"its texts are not those of the CPU engine: {reason}")
     return engine
@@ -127,17 +130,17 @@ def disagreement(engine: Decoder, judge: Engine, n_texts: int) -> str:
     once: as many as the engine has rows, so that every row is looked at.
     """
     rng = np.random.default_rng(0)
-    lengths = [min(LENGTHS[i % len(LENGTHS)], judge.max_seq_len) for i in range(n_texts)]
-    prompts = [rng.integers(0, judge.config.vocab_size, n).tolist() for n in lengths]
+    lengths = [LENGTHS[i % len(LENGTHS)] if i else LONG for i in range(n_texts)]
+    room = max(judge.max_seq_len + 1 - N_TOKENS, 1)
+    prompts = [rng.integers(0, judge.config.vocab_size, min(n, room)).tolist() for n in lengths]
     for name, sampling in {
         "greedy": Sampling(N_TOKENS, temperature=0, top_k=1),
         "sampled": Sampling(N_TOKENS, top_k=4),
     }.items():
-        found = engine.generate(prompts, sampling)
-        wanted = judge.generate(prompts, sampling)
-        for prompt, one, other in zip(prompts, found, wanted, strict=True):
-            if len(one.tokens) != len(other.tokens):
-                return f"{len(one.tokens)} {name} tokens, not {len(other.tokens)}"
+        for prompt, one in zip(prompts, engine.generate(prompts, sampling), strict=True):
+            n_tokens = min(N_TOKENS, judge.max_seq_len - len(prompt) + 1)
+            if len(one.tokens) != n_tokens:
+                return f"{len(one.tokens)} {name} tokens, not {n_tokens}"
             if not all(0 <= token < judge.config.vocab_size for token in one.tokens):
                 return f"a {name} token is none of the vocabulary"
             logits = judge.logits([*prompt, *one.tokens[:-1]])[len(prompt) - 1 :]
@@ -146,7 +149,7 @@ def disagreement(engine: Decoder, judge: Engine, n_texts: int) -> str:
                 return f"a {name} token's logit is {behind:.2f} standard deviations too low"
             if not apart <= ENTROPY_LIMIT:
                 return f"the entropy of a {name} token is {apart:.2f} nats off"
-    leaving = Sampling(1, temperature=0, exit_threshold=0.5)
+    leaving = Sampling(1, temperature=0, exit_threshold=EXIT_THRESHOLD)
     pairs = zip(engine.generate(prompts, leaving), judge.generate(prompts, leaving), strict=True)
     n_equal = sum(one.exit_loops == other.exit_loops for one, other in pairs)
     if 4 * n_equal < 3 * len(prompts):

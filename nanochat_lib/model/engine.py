@@ -100,12 +100,15 @@ class Engine:
             raise WorkbenchError(f"There is no packing {packing!r}; known: {known}.")
         weights = new_weights(config, length, packing)
         load_weights(weights, model, packing)
-        n_slots, size = -(-max_batch // threads), {"n_drafts": options.draft.tokens}
-        states = [
-            new_state(config, length, n_slots, packing=packing, **size)
-            for _ in range(min(threads, max_batch))
-        ]
-        return cls(config, weights, states, options)
+        return cls(config, weights, _new_states(config, options, max_batch), options)
+
+    @classmethod
+    def from_weights(
+        cls, config: ModelConfig, weights: Weights, *, max_batch: int, max_seq_len: int
+    ) -> Engine:
+        """Allocate caches for weights that somebody else packed, in 2 bits, and may reload."""
+        options = _Options(max_seq_len, usable_cores(), "2bit", Draft(0, 0), ())
+        return cls(config, weights, _new_states(config, options, max_batch), options)
 
     def reload(self, model: LoopLM) -> None:
         """Pack the current parameters of a model of the same shape again, in place.
@@ -267,6 +270,14 @@ class _Options:
     packing: str
     draft: Draft
     nodes: tuple[frozenset[int], ...]  # to bind threads to; empty: do not
+
+
+def _new_states(config: ModelConfig, options: _Options, max_batch: int) -> list[State]:
+    """Return one state for each thread, with slots for `max_batch` sequences together."""
+    n_slots = -(-max_batch // options.threads)
+    sizes = {"n_drafts": options.draft.tokens, "packing": options.packing}
+    n_states = min(options.threads, max_batch)
+    return [new_state(config, options.max_seq_len, n_slots, **sizes) for _ in range(n_states)]
 
 
 def _nodes(wanted: bool) -> tuple[frozenset[int], ...]:

@@ -3,8 +3,7 @@
 In: prompts as token ids; out: what `Engine.generate` returns. A step is captured once as a CUDA
 graph and replayed for every token. `backend.open_engine` chooses it, after comparing a few tokens
 with `Engine`: no GPU has run it yet. Its launches are tested on a CPU (tests/test_gpu_step.py), and
-by tests/gpu on the day one is there. It drafts where asked to and has no
-1.6-bit packing.
+by tests/gpu on the day one is there. It drafts where asked to, and has no 1.6-bit packing.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class GpuEngine:
     def __init__(self, config: ModelConfig, weights: Weights, step: Step) -> None:
         self.config, self.max_seq_len = config, step.sizes.max_len
         self.n_rows = step.sizes.n_sequences
-        self._weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
+        self.weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
 
     @classmethod
     def from_model(
@@ -104,8 +103,8 @@ class GpuEngine:
                 f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
                 "Open a new one."
             )
-        load_weights(self._weights, model, "2bit")
-        self._step.arguments.reload(self._weights)
+        load_weights(self.weights, model, "2bit")
+        self._step.arguments.reload(self.weights)
 
     def generate(
         self,

@@ -69,6 +69,23 @@ def model_card(
     )
 
 
+def pass_rates(results: pl.DataFrame) -> dict[str, float]:
+    """Return, by stage in training order, the share of all evaluated samples that passed.
+
+    Args:
+        results: rows of evaluate/results.parquet; parts of a task set ("set/level 1") count once.
+    """
+    if results.is_empty():
+        return {}
+    whole = results.filter(
+        (pl.col("metric") == "pass@1") & ~pl.col("task_set").str.contains("/", literal=True)
+    )
+    sums = whole.group_by("checkpoint", maintain_order=True).agg(
+        pl.col("n_correct").sum() / pl.col("n_samples").sum()
+    )
+    return {stage: rate for stage, rate in sums.iter_rows() if rate is not None}
+
+
 def _usage(config: RunConfig) -> list[str]:
     return [
         "## Usage",
@@ -91,6 +108,8 @@ def _measured(config: RunConfig, stage: str, results: pl.DataFrame) -> list[str]
     rows = [] if results.is_empty() else results.filter(pl.col("checkpoint") == stage).to_dicts()
     if not rows:
         return [*lines, "Not measured in this run.", ""]
+    rates = ", ".join(f"{name} {rate:.1%}" for name, rate in pass_rates(results).items())
+    lines += [f"Passed of all samples, by the model of each stage: {rates}.", ""]
     lines += ["| Task set | Benchmark | Measured | 95 % interval | n |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['task_set']} | {row['metric']} | {row['rate']:.1%} | "

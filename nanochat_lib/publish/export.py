@@ -18,11 +18,11 @@ import polars as pl
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint
-from nanochat_lib.publish.card import model_card
+from nanochat_lib.publish.card import model_card, pass_rates
 from nanochat_lib.publish.equality import held_out_losses
 from nanochat_lib.publish.gguf_file import BLOCK, write_gguf
 from nanochat_lib.runs import Run, read_run_json, write_atomic
-from nanochat_lib.stages import latest_checkpoint
+from nanochat_lib.stages import finished_checkpoints, latest_checkpoint
 
 
 def publish(run_dir: Path, config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -80,7 +80,13 @@ def checklist(folder: Path, run_dir: Path) -> list[dict[str, Any]]:
 def _chosen_checkpoint(run_dir: Path, config: RunConfig) -> tuple[str, Path]:
     wanted = config.publish.checkpoint
     if wanted == "auto":
-        return latest_checkpoint(Run(run_dir.name, run_dir, config))
+        run = Run(run_dir.name, run_dir, config)
+        stages, rates = list(finished_checkpoints(run)), pass_rates(_results(run_dir))
+        if not rates or set(stages) != set(
+            rates
+        ):  # no evaluation, or one of an older state of the run
+            return latest_checkpoint(run)
+        wanted = max(stages, key=lambda stage: (rates[stage], stages.index(stage)))
     folder = run_dir / "artifacts" / wanted / "final"
     if not folder.is_dir():
         raise WorkbenchError(

@@ -36,5 +36,7 @@ class PublishConfig(StageConfig):
 
     model_name: str = Field("nanochat-rs-ternary", description="name on the model card")
     checkpoint: Literal["auto", "pretrain", "maxrl", "long_context"] = Field(
-        "auto", description="stage whose model is exported; auto: the latest of the run"
+        "auto",
+        description="stage whose model is exported; auto: the one that passed most of the "
+        "evaluation, the latest where there was none",
     )

@@ -71,8 +71,8 @@ STUDIES: dict[str, Study] = {
         ),
     ),
     "sizes": Study(
-        "From which size on do loops pay?",
-        "the gain of loops holds at every size",
+        "From which size and token count on do loops pay?",
+        "the gain of loops holds at every size (Ouro)",
         (
             shape(2, 1, 64),
             shape(2, 4, 64),
@@ -80,6 +80,8 @@ STUDIES: dict[str, Study] = {
             shape(2, 4),
             shape(2, 1, 256),
             shape(2, 4, 256),
+            shape(2, 1, steps=4 * STEPS),
+            shape(2, 4, steps=4 * STEPS),
         ),
     ),
     "ternary": Study(
@@ -98,7 +100,9 @@ STUDIES: dict[str, Study] = {
         (
             Arm("expected, 0.05", LOOPED),
             Arm("expected, 0.2", LOOPED | {"pretrain.entropy_weight": 0.2}),
+            Arm("expected, 1", LOOPED | {"pretrain.entropy_weight": 1.0}),
             Arm("expected, 0", LOOPED | {"pretrain.entropy_weight": 0.0}),
+            Arm("last exit alone", LOOPED | {"pretrain.trained_exits": "last"}),
             Arm("uniform_gap, 0.05", LOOPED | {"pretrain.entropy_objective": "uniform_gap"}),
             Arm(
                 "uniform_gap, 0.5",
@@ -108,7 +112,7 @@ STUDIES: dict[str, Study] = {
         ),
     ),
     "optimizer": Study(
-        "Does Muon learn faster than AdamW, each at its best rate of three?",
+        "Does Muon learn faster than AdamW, each at its best rate?",
         "orthogonalised updates need fewer tokens (Muon)",
         (
             Arm("Muon 0.008", {}),
@@ -118,7 +122,7 @@ STUDIES: dict[str, Study] = {
                 Arm(
                     f"AdamW {rate}", {"pretrain.optimizer": "adamw", "pretrain.learning_rate": rate}
                 )
-                for rate in (0.003, 0.006, 0.012)
+                for rate in (0.0015, 0.003, 0.006, 0.012)
             ),
         ),
     ),
