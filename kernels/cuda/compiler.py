@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kernels.compile import writable_folder
 
-FILES = ("primitives", "quantize", "product", "attention", "sampling", "step")
+FILES = ("primitives", "quantize", "product", "attention", "sampling", "step", "loops", "draft")
 _SOURCES = Path(__file__).parent / "source"
 # Without contraction what a GPU computes is what the sources say, and what a CPU computes of them.
 _OPTIONS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v", "--ptxas-options=-warn-spills")

@@ -7,15 +7,17 @@ driver or compiler is one sentence, in `why_unavailable` or a `CudaUnavailableEr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 
 from kernels.cuda.compiler import CudaUnavailableError, compile_cubin, kernel_names, nvrtc
 from kernels.cuda.products import Device
 
 OLDEST = 80  # compute capability 8.0: the first with this shape of integer tensor operation
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_STATIC_SHARED = 1 << 10  # no kernel declares more by itself
+STATIC_SHARED = 4 << 10  # no kernel declares more by itself (a test reads the compiler's log)
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def device(index: int) -> Device:
     import torch
 
     found = torch.cuda.get_device_properties(index)
-    most = found.shared_memory_per_block_optin - _STATIC_SHARED
+    most = found.shared_memory_per_block_optin - STATIC_SHARED
     return Device(found.multi_processor_count, most)
 
 
@@ -92,19 +94,41 @@ class Program:
             self._functions = {name: self._load(name) for name in kernel_names()}
 
     def launch(
-        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0
-    ) -> None:
+        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0,
+        together: bool = False,
+    ) -> None:  # fmt: skip
         """Launch the kernel `name` on torch's current stream of this GPU.
+
+        Args:
+            together: blocks wait for each other, so all must run at the same time: at most as many
+                as `resident` tells.
 
         Raises:
             RuntimeError: the driver refused; the text names its error.
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         stream = ctypes.c_void_p(self._stream(self.index).cuda_stream)
-        sizes = (grid, 1, 1, block, 1, 1, shared, stream)
+        sizes = (grid, 1, 1, block, 1, 1, shared, stream, parameters)
+        with self._current():
+            if together:
+                _check(_driver().cuLaunchCooperativeKernel(self._functions[name], *sizes))
+            else:
+                _check(_driver().cuLaunchKernel(self._functions[name], *sizes, None))
+
+    def resident(self, name: str, block: int, shared: int) -> int:
+        """Return how many blocks of a kernel this GPU runs at the same time."""
+        count, size = ctypes.c_int(), ctypes.c_size_t(shared)
+        with self._current():
+            ask = _driver().cuOccupancyMaxActiveBlocksPerMultiprocessor
+            _check(ask(ctypes.byref(count), self._functions[name], block, size))
+        return count.value * device(self.index).n_multiprocessors
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make torch's context of this GPU the thread's."""
         _check(_driver().cuCtxPushCurrent_v2(self._context))
         try:
-            _check(_driver().cuLaunchKernel(self._functions[name], *sizes, parameters, None))
+            yield
         finally:
             _driver().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 

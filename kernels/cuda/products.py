@@ -31,9 +31,13 @@ class Launcher(Protocol):
     """What runs kernels: a GPU's driver, or the sources on a CPU."""
 
     def launch(
-        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0
-    ) -> None:
-        """Run the kernel `name`."""
+        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0,
+        together: bool = False,
+    ) -> None:  # fmt: skip
+        """Run the kernel `name`; `together`: its blocks wait for each other."""
+
+    def resident(self, name: str, block: int, shared: int) -> int:
+        """Return how many blocks of the kernel `name` can run together."""
 
 
 @dataclass(frozen=True)

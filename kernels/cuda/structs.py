@@ -11,6 +11,7 @@ import ctypes
 from typing import Any
 
 Address, Int, Float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+Long = ctypes.c_longlong
 
 
 def address(array: Any) -> int | None:
@@ -148,4 +149,28 @@ class AppendArgs(ctypes.Structure):
         ("tokens", Address), ("entropies", Address), ("exit_loops", Address), ("place", Address),
         ("position", Address), ("finished", Address), ("limit", Address),
         ("n_rows", Int), ("width", Int), ("max_len", Int),
+    )  # fmt: skip
+
+
+class LoopsArgs(ctypes.Structure):
+    """Arguments of the loops kernels: those of all launches that they stand for (loops.cu)."""
+
+    _fields_ = (
+        ("begin", BeginArgs), ("products", ProductArgs * 4), ("steps", Long * 4),
+        ("attention", AttentionArgs), ("leave", LeaveArgs), ("barrier", Address),
+        ("first_loop", Int), ("n_layers", Int), ("stores_first", Int),
+    )  # fmt: skip
+
+
+class DraftArgs(ctypes.Structure):
+    """Arguments of draft and verify (draft.cu)."""
+
+    _fields_ = (
+        ("sample", SampleArgs), ("final", Address), ("drafted", Address), ("kept", Address),
+        ("drafted_token", Address), ("slot", Address), ("position", Address),
+        ("finished", Address), ("verify_slot", Address), ("verify_position", Address),
+        ("verify_finished", Address), ("is_stop", Address), ("tokens", Address),
+        ("exit_loops", Address), ("entropies", Address), ("place", Address), ("passes", Address),
+        ("limit", Address), ("index", Int), ("n_drafts", Int), ("d_model", Int),
+        ("max_len", Int), ("width", Int), ("n_loops", Int),
     )  # fmt: skip

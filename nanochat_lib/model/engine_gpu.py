@@ -3,7 +3,7 @@
 In: prompts as token ids; out: what `Engine.generate` returns. A step is captured once as a CUDA
 graph and replayed for every token. `backend.open_engine` chooses it, after comparing a few tokens
 with `Engine`: no GPU has run it yet. Its launches are tested on a CPU (tests/test_gpu_step.py), and
-by tests/gpu on the day one is there. It has no drafting and no 1.6-bit packing.
+by tests/gpu on the day one is there. It drafts where asked to, and has no 1.6-bit packing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from kernels.cuda.driver import device, program, why_unavailable
 from kernels.cuda.products import MAX_TOKENS, plan_product
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
-from nanochat_lib.model.decoding.gpu import Step, generate
+from nanochat_lib.model.decoding.gpu import LOOPS, Step
+from nanochat_lib.model.decoding.gpu_arguments import Sizes
+from nanochat_lib.model.decoding.gpu_batch import generate
 from nanochat_lib.model.decoding.packed import Weights, load_weights, new_weights, shape_of
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.request import Generation, Sampling, check_prompts, seeds_of
+from nanochat_lib.model.request import Draft, Generation, Sampling, check_prompts, seeds_of
 
 
 class TorchMemory:
@@ -46,23 +48,37 @@ class GpuEngine:
     runs_on = "cuda"
 
     def __init__(self, config: ModelConfig, weights: Weights, step: Step) -> None:
-        self.config, self.max_seq_len, self.n_rows = config, step.max_len, step.n_rows
+        self.config, self.max_seq_len = config, step.sizes.max_len
+        self.n_rows = step.sizes.n_sequences
         self.weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
 
     @classmethod
     def from_model(
-        cls, model: LoopLM, *, max_batch: int = MAX_TOKENS, max_seq_len: int | None = None
+        cls,
+        model: LoopLM,
+        *,
+        max_batch: int = MAX_TOKENS,
+        max_seq_len: int | None = None,
+        loops: str = "graph",
+        draft: Draft | None = None,
     ) -> GpuEngine:
         """Pack `model` and allocate caches on the first GPU.
 
         Args:
             max_batch: sequences decoded at the same time, at most 32.
             max_seq_len: longest prompt plus completion; by default the model's.
+            loops: "graph", a launch for every phase, or "persistent", one for all loops; the same
+                bits. "graph" is the default until a GPU has timed both (publish/decode_gpu.py).
+            draft: draft with fewer loops and verify with all; by default off. The rows of a pass
+                are then shared by the drafts of a sequence.
 
         Raises:
-            WorkbenchError: there is no GPU, or the model has a shape that the kernels lack.
+            WorkbenchError: there is no GPU, the model has a shape that the kernels lack, or drafts
+                that the model or the GPU has no room for.
         """
         config = model.config
+        if loops not in LOOPS:
+            raise WorkbenchError(f"loops must be one of {', '.join(LOOPS)}; found {loops!r}.")
         _check_shape(config)
         if reason := why_unavailable():
             raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
@@ -70,10 +86,10 @@ class GpuEngine:
         weights = new_weights(config, length, "2bit")
         load_weights(weights, model, "2bit")
         launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
-        n_rows = min(max_batch, rows_that_fit(config, device(0)))
-        sizes = (n_rows, length, length)
+        sizes = sizes_of(config, max_batch, length, rows_that_fit(config, device(0)), draft)
         shape = shape_of(config, "2bit")
         step = Step(shape, weights, sizes, launcher, device(0), TorchMemory())
+        step.loops = loops
         return cls(config, weights, step)
 
     def reload(self, model: LoopLM) -> None:
@@ -88,12 +104,7 @@ class GpuEngine:
                 "Open a new one."
             )
         load_weights(self.weights, model, "2bit")
-        step = self._step
-        for name, target in step.weights.items():
-            step.memory.put(target, getattr(self.weights, name))
-        for name, targets in step.matrices.items():
-            for target, part in zip(targets, ("packed", "scale"), strict=True):
-                step.memory.put(target, getattr(getattr(self.weights, name), part))
+        self._step.arguments.reload(self.weights)
 
     def generate(
         self,
@@ -104,25 +115,20 @@ class GpuEngine:
     ) -> list[Generation]:
         """Continue every prompt; arguments and results as `Engine.generate` has them."""
         step, vocab_size = self._step, self._step.shape.vocab_size
-        check_prompts(prompts, vocab_size, step.max_len)
-        seeds, found = seeds_of(seed, len(prompts)), []
+        check_prompts(prompts, vocab_size, step.sizes.max_len)
+        if sampling.exit_threshold < 1 and step.sizes.draft_loops:
+            raise WorkbenchError(
+                f"exit_threshold {sampling.exit_threshold} leaves loops early, but this engine "
+                "drafts and verifies with all loops: take one or the other."
+            )
+        seeds = seeds_of(seed, len(prompts))
         step.put(is_stop=sampling.is_stop(vocab_size).astype(np.uint8))
-        top, limit = (sampling.top_k, sampling.top_p), min(sampling.max_new_tokens, step.width)
+        limit, top = (
+            min(sampling.max_new_tokens, step.sizes.width),
+            (sampling.top_k, sampling.top_p),
+        )
         choice = (float(sampling.temperature), top, sampling.exit_threshold)
-        for first in range(0, len(prompts), step.n_rows):
-            part = slice(first, first + step.n_rows)
-            lengths = generate(step, prompts[part], seeds[part], limit, choice, _as_graph)
-            found += generations(step, lengths)
-        return found
-
-
-def generations(step: Step, lengths: np.ndarray) -> list[Generation]:
-    """Return what the step's arrays hold for each sequence."""
-    arrays = [step.fetch(name) for name in ("tokens", "exit_loops", "entropies")]
-    return [
-        Generation(*(array[row, :n].tolist() for array in arrays), passes=n)
-        for row, n in enumerate(lengths.tolist())
-    ]
+        return generate(step, prompts, seeds, limit, choice, _as_graph)
 
 
 def rows_that_fit(config: ModelConfig, gpu: Any) -> int:
@@ -138,6 +144,25 @@ def rows_that_fit(config: ModelConfig, gpu: Any) -> int:
         return min(plan_product(n, k, MAX_TOKENS, gpu).n_tokens for n, k in shapes)
     except ValueError as error:
         raise WorkbenchError(f"The GPU engine cannot take this model: {error}.") from error
+
+
+def sizes_of(
+    config: ModelConfig, max_batch: int, length: int, n_fit: int, draft: Draft | None
+) -> Sizes:
+    """Return how much a step holds whose passes take `n_fit` rows.
+
+    Raises:
+        WorkbenchError: drafts that the model or a pass has no room for.
+    """
+    if draft is None:
+        return Sizes(min(max_batch, n_fit), length, length)
+    if not (1 <= draft.loops < config.n_loops and 1 <= draft.tokens <= n_fit):
+        raise WorkbenchError(
+            f"Drafting takes 1 to {config.n_loops - 1} of this model's {config.n_loops} loops "
+            f"and 1 to {n_fit} tokens, found {draft}."
+        )
+    n_sequences = min(max_batch, n_fit // draft.tokens)
+    return Sizes(n_sequences, length, length, draft.loops, draft.tokens)
 
 
 def _check_shape(config: ModelConfig) -> None:

@@ -30,6 +30,7 @@ class Shim:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.seed = 1  # of the order in which threads run
+        self.launched: list[str] = []  # names, oldest first
 
     def allow(self, *arrays: np.ndarray) -> None:
         """Let kernels read weights from these arrays and from nowhere else."""
@@ -40,14 +41,20 @@ class Shim:
             )
 
     def launch(
-        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0
-    ) -> None:
+        self, name: str, args: ctypes.Structure, grid: int, block: int, *, shared: int = 0,
+        together: bool = False,
+    ) -> None:  # fmt: skip
         """Run one kernel to its end."""
-        sizes = (ctypes.c_int * 4)(grid, block, shared, self.seed)
+        self.launched.append(name)
+        sizes = (ctypes.c_int * 5)(grid, block, shared, self.seed, together)
         run = getattr(self.library, f"run_{name}")
         run.restype = ctypes.c_char_p
         trouble = run(ctypes.byref(args), sizes)
         assert trouble is None, f"{name}: {trouble.decode()}"
+
+    def resident(self, name: str, block: int, shared: int) -> int:
+        """Return how many blocks run together: as if a GPU had room for three."""
+        return 3
 
 
 def compiled(tail: str = "", defines: tuple[str, ...] = ()) -> ctypes.CDLL:
@@ -61,7 +68,15 @@ def compiled(tail: str = "", defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     try:
         program = folder / "shim.cpp"
         program.write_text(f'#include "{_HERE}/shim.h"\n{text}\n{wrappers}\n{tail}')
-        options = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
+        options = [
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-fPIC",
+            "-shared",
+            "-w",
+            "-U_FORTIFY_SOURCE",
+        ]  # which forbids jumps between stacks
         options += [f"-D{define}" for define in defines]
         command = [compiler, *options, "-o", str(folder / "shim.so"), str(program)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

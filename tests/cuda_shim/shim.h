@@ -1,11 +1,13 @@
 // Runs the CUDA sources on a CPU: every thread of a block is a fiber, and one of them runs at a
-// time. What a warp or a block does together makes a fiber wait until the others are there. The
-// order of the fibers is random by a seed and one warp lags far behind, so that a missing barrier
-// shows as a wrong result; shared memory begins as noise and ends in bytes that nobody may have
+// time. What a warp or a block does together makes a fiber wait until the others are there. Blocks
+// run one after another, or all together when they wait for each other (a cooperative launch). The
+// order of the fibers is random by a seed and one warp lags far behind, of blocks that run together
+// one whole block, so that a missing barrier shows as a wrong result; shared memory begins as noise and ends in bytes that nobody may have
 // changed; loads of 16 bytes must be aligned, and lie where shim_allow says.
 //
 // Not simulated: the memory model (all writes are seen at once), divergence inside a warp, timing.
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -56,7 +58,9 @@ struct ShimBlock {
 };
 
 struct ShimFiber {
-    ucontext_t context;
+    ucontext_t context;  // to begin with
+    jmp_buf place;       // to go on: a jump asks nothing of the system
+    bool is_begun = false;
     std::unique_ptr<char[]> stack;
     shim_index thread, block;
     ShimBlock* in;
@@ -71,6 +75,8 @@ static void (*shim_body)(const void*);
 static const void* shim_arguments;
 static std::minstd_rand shim_random;
 static int shim_laggard;  // a warp of every block
+static int shim_late_block = -1;  // of a grid that runs together
+static int shim_turns;    // of fibers that only look whether others have arrived
 static std::vector<std::pair<uintptr_t, uintptr_t>> shim_allowed;
 
 #define threadIdx (shim_me->thread)
@@ -94,17 +100,22 @@ inline void shim_switch() {
         if (shim_unfinished) shim_fail("a barrier is missed by some of its threads");
         setcontext(&shim_main);
     }
+    const auto lags = [](const ShimFiber* fiber) {
+        return fiber->thread.x / 32 == shim_laggard || fiber->block.x == shim_late_block;
+    };
     size_t at = shim_random() % shim_ready.size();
-    for (int i = 0; i < 8 && shim_ready[at]->thread.x / 32 == shim_laggard; ++i) {
-        at = shim_random() % shim_ready.size();
-    }
+    for (int i = 0; i < 8 && lags(shim_ready[at]); ++i) at = shim_random() % shim_ready.size();
     shim_me = shim_ready[at];
     shim_ready[at] = shim_ready.back();
     shim_ready.pop_back();
-    swapcontext(&leaving->context, &shim_me->context);
+    if (_setjmp(leaving->place)) return;
+    if (shim_me->is_begun) _longjmp(shim_me->place, 1);
+    shim_me->is_begun = true;
+    setcontext(&shim_me->context);
 }
 
 inline void shim_wait(ShimBarrier& barrier) {
+    shim_turns = 0;
     if ((int)barrier.waiting.size() + 1 == barrier.members) {
         shim_ready.insert(shim_ready.end(), barrier.waiting.begin(), barrier.waiting.end());
         barrier.waiting.clear();
@@ -164,6 +175,15 @@ T atomicAdd(T* at, T value) {
     return before;
 }
 
+inline unsigned arrive(unsigned* at, unsigned n) { return atomicAdd(at, n); }
+// Whoever looks lets the others run: all of them look in vain only when some will never arrive.
+inline unsigned arrivals(const unsigned* at) {
+    if (++shim_turns > 1 << 20) shim_fail("a barrier of the grid is missed by some of its blocks");
+    shim_ready.push_back(shim_me);
+    shim_switch();
+    return *at;
+}
+
 inline int __float_as_int(float x) { int bits; std::memcpy(&bits, &x, 4); return bits; }
 inline float __int_as_float(int bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline int __float2int_rn(float x) {
@@ -221,18 +241,20 @@ inline void shim_start() {
     shim_switch();
 }
 
-// Run a grid, block after block.
+// Run a grid, block after block or all together; sizes: grid, block, shared, seed, together.
 inline const char* shim_run(void (*body)(const void*), const void* arguments, const int* sizes) {
     const int grid = sizes[0], block = sizes[1], n_shared = sizes[2];
     constexpr int STACK = 64 << 10, GUARD = 16;
     auto& random = shim_random;
     random.seed(sizes[3]);
     shim_laggard = random() % (block / 32);
+    shim_late_block = sizes[4] ? random() % grid : -1;
+    shim_turns = 0;
     gridDim.x = grid;
     blockDim.x = block;
     shim_body = body;
     shim_arguments = arguments;
-    constexpr int at_once = 1;
+    const int at_once = sizes[4] ? grid : 1;
     for (int first = 0; first < grid; first += at_once) {
         std::vector<ShimBlock> blocks(at_once);
         std::vector<ShimFiber> fibers((size_t)at_once * block);
@@ -266,6 +288,7 @@ inline const char* shim_run(void (*body)(const void*), const void* arguments, co
         shim_unfinished = shim_ready.size();
         shim_me = shim_ready.back();
         shim_ready.pop_back();
+        shim_me->is_begun = true;
         swapcontext(&shim_main, &shim_me->context);
         if (shim_message[0]) return shim_message;
         for (int b = 0; b < at_once; ++b) {

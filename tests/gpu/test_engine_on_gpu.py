@@ -9,7 +9,7 @@ from nanochat_lib.config import ModelConfig
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.request import Sampling
+from nanochat_lib.model.request import Draft, Sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,9 +17,10 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("loops", ["graph", "persistent"])
 @pytest.mark.parametrize("threshold", [1.0, 0.75])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_texts_are_those_of_the_cpu_engine(threshold, temperature):
+def test_texts_are_those_of_the_cpu_engine(threshold, temperature, loops):
     """Nearly all: keys and values in float16 may turn a choice between two equals."""
     config = ModelConfig(n_loops=3, n_layers=2)
     model = LoopLM(config, seed=3)
@@ -28,6 +29,31 @@ def test_texts_are_those_of_the_cpu_engine(threshold, temperature):
     prompts = [[i, 5, 7 * i % 300, 2, i * i % 500] for i in range(1, 50)]
     sampling = Sampling(20, temperature, exit_threshold=threshold)
     wanted = Engine.from_model(model).generate(prompts, sampling)
-    found = GpuEngine.from_model(model).generate(prompts, sampling)
+    found = GpuEngine.from_model(model, loops=loops).generate(prompts, sampling)
+    equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
+    assert equal >= 0.9 * len(prompts)
+
+
+@pytest.mark.parametrize("n_prompts", [1, 3, 12, 30])
+def test_the_persistent_kernel_gives_the_bits_of_the_graph(n_prompts):
+    """Twice each: a barrier that lets a block ahead shows as a run that differs."""
+    model = LoopLM(ModelConfig(n_loops=3, n_layers=2), seed=3)
+    prompts = [[i + 1, 5, 2] for i in range(n_prompts)]
+    sampling = Sampling(100, 1.0, exit_threshold=0.75)
+    found = []
+    for loops in ("graph", "persistent"):
+        engine = GpuEngine.from_model(model, max_batch=n_prompts, loops=loops)
+        found += [engine.generate(prompts, sampling) for _ in range(2)]
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_drafted_texts_are_those_of_the_cpu_engine_that_drafts(temperature):
+    model = LoopLM(ModelConfig(n_loops=3, n_layers=2), seed=3)
+    model.head.weight.data *= 20
+    prompts, draft = [[i, 5, 7 * i % 300, 2] for i in range(1, 30)], Draft(1, 4)
+    sampling = Sampling(20, temperature)
+    wanted = Engine.from_model(model, draft=draft).generate(prompts, sampling)
+    found = GpuEngine.from_model(model, draft=draft).generate(prompts, sampling)
     equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
     assert equal >= 0.9 * len(prompts)

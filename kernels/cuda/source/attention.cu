@@ -159,6 +159,7 @@ __device__ __forceinline__ void attend(const Attention& a, const Cache& cache, c
 __device__ __forceinline__ float put_together(const float* states, int n, int h, int d,
                                               float* state) {
     float largest = -1e30f, total = 0, sum = 0;
+#pragma unroll 1
     for (int i = 0; i < n; ++i) {
         const float* one = states + i * STATE + h * (HEAD_SIZE + 2);
         merge(largest, total, &sum, 1, one[HEAD_SIZE], one[HEAD_SIZE + 1], one + d);
@@ -247,19 +248,27 @@ struct AttentionArgs {
     int loop, layer, n_rows;
 };
 
-// Rows of the same sequence in one launch: the keys of all must be in the cache before, by `store`.
-extern "C" __global__ void __launch_bounds__(256) attention(const AttentionArgs args) {
+__device__ __forceinline__ void attention_share(const AttentionArgs& args, int loop, int layer) {
     const int n_rows = live(args.n_rows, args.n_active);
     const int n_units = n_rows * units_per_row(args.attention, args.cache);
     for (int unit = blockIdx.x; unit < n_units * args.attention.n_splits; unit += gridDim.x) {
-        attention_unit(args.attention, args.cache, args.loop, args.layer, unit);
+        attention_unit(args.attention, args.cache, loop, layer, unit);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) store(const AttentionArgs args) {
+__device__ __forceinline__ void store_share(const AttentionArgs& args, int loop, int layer) {
     const int n_units = live(args.n_rows, args.n_active) * args.cache.n_kv_heads;
     for (int unit = blockIdx.x; unit < n_units; unit += gridDim.x) {
         const int i = unit / args.cache.n_kv_heads, head = unit % args.cache.n_kv_heads;
-        store_kv(args.attention, args.cache, i, args.loop, args.layer, head);
+        store_kv(args.attention, args.cache, i, loop, layer, head);
     }
+}
+
+// Rows of the same sequence in one launch: the keys of all must be in the cache before, by `store`.
+extern "C" __global__ void __launch_bounds__(512) attention(const AttentionArgs args) {
+    attention_share(args, args.loop, args.layer);
+}
+
+extern "C" __global__ void __launch_bounds__(256) store(const AttentionArgs args) {
+    store_share(args, args.loop, args.layer);
 }

@@ -32,6 +32,21 @@ __device__ __forceinline__ void mma(int (&d)[4], const unsigned (&a)[4], unsigne
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Add to a counter that all blocks share, and read it. What a thread wrote before it arrived is
+// seen by those that have read its arrival, and by threads that meet these at a barrier afterwards.
+__device__ __forceinline__ unsigned arrive(unsigned* at, unsigned n) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(before) : "l"(at), "r"(n) : "memory");
+    return before;
+}
+
+__device__ __forceinline__ unsigned arrivals(const unsigned* at) {
+    unsigned now;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
+    return now;
+}
+
 __device__ __forceinline__ float from_half(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));

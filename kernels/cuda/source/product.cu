@@ -171,44 +171,67 @@ __device__ __forceinline__ void ask_for(const Matrix& matrix) {
     }
 }
 
-// Do this block's share of a product. KIND below 0 takes args.codes, else rows are quantised here.
-template <int NB, int KIND>
-__device__ __forceinline__ void product(const ProductArgs& given) {
-    ProductArgs args = given;
-    args.n_tokens = live(given.n_tokens, given.n_active);
+// Where a block keeps the activations of a product in its shared memory, and its sums.
+struct Staged {
+    signed char* codes;  // (tokens, width)
+    float* act_scale;
+    int *x_sum, *totals;  // (tokens,), (units, 16, tokens)
+};
+
+template <int NB>
+__device__ __forceinline__ Staged staged(const ProductArgs& args) {
+    const int B = args.n_tokens;
     signed char* codes = (signed char*)dynamic_shared;
-    const int B = args.n_tokens, n_all = (args.matrix.n + 15) / 16;
     float* act_scale = (float*)(codes + (NB == 1 ? B : NB * 8) * args.width);
     int* x_sum = (int*)(act_scale + B);
-    int* totals = x_sum + B;
-    const int first = share_begin(n_all, blockIdx.x);
-    const int n_units = share_begin(n_all, blockIdx.x + 1) - first;
-    if (n_units == 0 || B == 0) return;
-    ask_for(args.matrix);
-    if constexpr (KIND < 0) {
-        const uint4* from = (const uint4*)args.codes.x_q;
-        for (int i = threadIdx.x; i < B * args.width / 16; i += blockDim.x) {
-            dynamic_shared[i] = from[i];
-        }
-        for (int i = threadIdx.x; i < B; i += blockDim.x) {
-            act_scale[i] = args.codes.act_scale[i];
-            x_sum[i] = args.codes.x_sum[i];
-        }
-    } else {
-        quantize_rows<KIND>(args.rows, B, codes, args.width, act_scale, x_sum);
+    return {codes, act_scale, x_sum, x_sum + B};
+}
+
+// Copy codes that a kernel or a phase before has written.
+__device__ __forceinline__ void stage(const ProductArgs& args, const Staged& to) {
+    const int B = args.n_tokens;
+    const uint4* from = (const uint4*)args.codes.x_q;
+    for (int i = threadIdx.x; i < B * args.width / 16; i += blockDim.x) dynamic_shared[i] = from[i];
+    for (int i = threadIdx.x; i < B; i += blockDim.x) {
+        to.act_scale[i] = args.codes.act_scale[i];
+        to.x_sum[i] = args.codes.x_sum[i];
     }
-    for (int i = threadIdx.x; i < n_units * 16 * B; i += blockDim.x) totals[i] = 0;
+}
+
+// Do this block's share of a product of what is staged, without waiting for the staging before.
+template <int NB>
+__device__ __forceinline__ void multiply_share(const ProductArgs& args, const Staged& from) {
+    const int n_all = (args.matrix.n + 15) / 16, first = share_begin(n_all, blockIdx.x);
+    const int n_units = share_begin(n_all, blockIdx.x + 1) - first, B = args.n_tokens;
+    for (int i = threadIdx.x; i < n_units * 16 * B; i += blockDim.x) from.totals[i] = 0;
     __syncthreads();
     const int parts = n_warps() / args.slots, part = warp_id() % parts;
     const int n_blocks = (args.matrix.k + 15) / 16;
     for (int unit = warp_id() / parts; unit < n_units; unit += args.slots) {
         const uint4* packed = args.matrix.packed + (long long)(first + unit) * n_blocks * 4;
         const Walk walk = walk_of(packed, n_blocks, part, parts);
-        one_unit<NB>(walk, part, args, totals + unit * 16 * B);
+        one_unit<NB>(walk, part, args, from.totals + unit * 16 * B);
     }
     __syncthreads();
-    write_result(args, first, n_units, totals, act_scale, x_sum);
+    write_result(args, first, n_units, from.totals, from.act_scale, from.x_sum);
     __syncthreads();
+}
+
+// Do this block's share of a product. KIND below 0 takes args.codes, else rows are quantised here.
+template <int NB, int KIND>
+__device__ __forceinline__ void product(const ProductArgs& given) {
+    ProductArgs args = given;
+    args.n_tokens = live(given.n_tokens, given.n_active);
+    if (args.n_tokens == 0) return;
+    ask_for(args.matrix);
+    const Staged place = staged<NB>(args);
+    if constexpr (KIND < 0) {
+        stage(args, place);
+    } else {
+        quantize_rows<KIND>(args.rows, args.n_tokens, place.codes, args.width, place.act_scale,
+                            place.x_sum);
+    }
+    multiply_share<NB>(args, place);
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1) w2a8_mma_1(const ProductArgs args) {

@@ -110,15 +110,21 @@ struct QuantizeArgs {
     int width, n_rows;
 };
 
+// Quantise row i alone, by the whole block: its bits do not depend on how many rows there are.
+template <int KIND>
+__device__ __forceinline__ void quantize_one(const Rows& rows, int i, signed char* codes, int width,
+                                             float* act_scale, int* x_sum) {
+    Rows one = rows;
+    one.x = row_of(rows, i);
+    one.index = nullptr;
+    quantize_rows<KIND>(one, 1, codes + (long long)i * width, width, act_scale + i, x_sum + i);
+}
+
 template <int KIND>
 __device__ __forceinline__ void quantize_share(const QuantizeArgs& args) {
     const int n_rows = live(args.n_rows, args.n_active);
     for (int i = blockIdx.x; i < n_rows; i += gridDim.x) {
-        Rows one = args.rows;
-        one.x = row_of(args.rows, i);
-        one.index = nullptr;
-        quantize_rows<KIND>(one, 1, args.codes + (long long)i * args.width, args.width,
-                            args.act_scale + i, args.x_sum + i);
+        quantize_one<KIND>(args.rows, i, args.codes, args.width, args.act_scale, args.x_sum);
     }
 }
 

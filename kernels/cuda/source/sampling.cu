@@ -135,10 +135,15 @@ __device__ __forceinline__ int draw(const float* values, int n, float chance) {
     return block_best(found).at;
 }
 
-extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) {
-    const int row = blockIdx.x, n = args.vocab;
-    const float* logits = args.logits + (long long)row * args.stride;
-    float* probability = args.probability + (long long)row * n;
+struct Weighed {
+    int token;      // the most likely
+    float entropy;  // nats at temperature 1
+};
+
+// Write the weights that row `at` of the logits gives to its tokens, zero for those left out.
+__device__ __forceinline__ Weighed weigh(const SampleArgs& args, int at, float* probability) {
+    const int n = args.vocab;
+    const float* logits = args.logits + (long long)at * args.stride;
     Best best = {-3.4e38f, n};
     for (int i = threadIdx.x; i < n; i += blockDim.x) best = better(best, {logits[i], i});
     best = block_best(best);
@@ -148,16 +153,13 @@ extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) 
         total += chance;
         weighted += chance * above;
         probability[i] = args.temperature > 0 ? exp32(above * (1 / args.temperature)) : 0;
-        mass += probability[i];
     }
     total = block_sum(total);
     weighted = block_sum(weighted);
-    int token = best.at;
     if (args.temperature > 0) {
         float lowest = 0;
         if (args.top_k > 0 && args.top_k < n) lowest = border(probability, n, true, args.top_k);
         if (args.top_p < 1) {
-            mass = 0;
             for (int i = threadIdx.x; i < n; i += blockDim.x) {
                 if (probability[i] < lowest) probability[i] = 0;
                 mass += probability[i];
@@ -169,11 +171,21 @@ extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) 
             if (probability[i] < lowest) probability[i] = 0;
         }
         __syncthreads();
-        token = draw(probability, n, uniform(args.seed[row], args.place[row]));
+    }
+    return {best.at, logf(total) - weighted / total};
+}
+
+extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) {
+    const int row = blockIdx.x;
+    float* probability = args.probability + (long long)row * args.vocab;
+    const Weighed one = weigh(args, row, probability);
+    int token = one.token;
+    if (args.temperature > 0) {
+        token = draw(probability, args.vocab, uniform(args.seed[row], args.place[row]));
     }
     if (threadIdx.x == 0) {
         args.token[row] = token;
-        args.entropy[row] = logf(total) - weighted / total;
+        args.entropy[row] = one.entropy;
     }
 }
 
@@ -194,7 +206,7 @@ struct LeaveArgs {
 };
 
 // The end of a loop: norm, exit gate, and a new list of rows that go on. One block does it all.
-extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
+__device__ __forceinline__ void leave_loop(const LeaveArgs& args, int loop) {
     STATIC_SHARED(Scratch, stays);
     const int n_active = args.n_active[0], warp = warp_id(), D = args.d_model;
     for (int i = warp; i < n_active; i += n_warps()) {
@@ -203,16 +215,19 @@ extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
         float squares = 0, gate = 0;
         for (int k = lane_id(); k < D; k += 32) squares = fmaf(hidden[k], hidden[k], squares);
         const float inverse = 1.0f / sqrtf(warp_sum(squares) / D + args.eps);
+        // Twice and no more: in the persistent kernel registers are short.
+#pragma unroll 2
         for (int k = lane_id(); k < D; k += 32) {
             hidden[k] = hidden[k] * inverse * args.norm_weight[k];
             gate = fmaf(hidden[k], args.gate_weight[k], gate);
         }
         gate = warp_sum(gate) + args.gate_bias[0];
         const float survival = args.survival[row] * (1.0f - 1.0f / (1.0f + exp32(-gate)));
-        const bool is_last = args.loop + 1 == args.n_loops;
+        const bool is_last = loop + 1 == args.n_loops;
         const bool leaves = is_last || (args.threshold <= 1 && 1.0f - survival >= args.threshold);
         if (leaves) {
             float* final = args.final + (long long)row * D;
+#pragma unroll 2
             for (int k = lane_id(); k < D; k += 32) final[k] = hidden[k];
         }
         __syncwarp();
@@ -220,9 +235,9 @@ extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
             stays.counts[i] = leaves ? -1 : row;
             args.survival[row] = survival;
             if (leaves) {
-                args.exit_loop[row] = args.loop + 1;
+                args.exit_loop[row] = loop + 1;
                 args.depth[(long long)args.slot[row] * args.max_len + args.position[row]] =
-                    (unsigned char)(args.loop + 1);
+                    (unsigned char)(loop + 1);
             }
         }
     }
@@ -234,4 +249,8 @@ extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
         }
         args.n_active[0] = n;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
+    leave_loop(args, args.loop);
 }

@@ -12,7 +12,7 @@ struct BeginArgs {
     int n_rows, d_model, max_len, n_loops;
 };
 
-extern "C" __global__ void __launch_bounds__(256) begin(const BeginArgs args) {
+__device__ __forceinline__ void begin_rows(const BeginArgs& args) {
     for (int row = blockIdx.x; row < args.n_rows; row += gridDim.x) {
         if (args.finished[row]) continue;
         const float* from = args.embed + (long long)args.token[row] * args.d_model;
@@ -32,6 +32,8 @@ extern "C" __global__ void __launch_bounds__(256) begin(const BeginArgs args) {
         args.n_active[0] = n;
     }
 }
+
+extern "C" __global__ void __launch_bounds__(256) begin(const BeginArgs args) { begin_rows(args); }
 
 struct HeadArgs {
     const uint4* weight;  // int16 (V/16, D, 16)
