@@ -55,6 +55,11 @@ def shape(
     return Arm(name, settings | more)
 
 
+def _even(arm: Arm) -> Arm:
+    """Return an arm whose exits are trained nearly alike: the default leans to the first loops."""
+    return Arm(f"{arm.name}, exits alike", arm.settings | {"pretrain.entropy_weight": 1.0})
+
+
 LOOPED = {"model.n_loops": 4}
 ADAMW = {"pretrain.optimizer": "adamw"}
 STUDIES: dict[str, Study] = {
@@ -80,8 +85,9 @@ STUDIES: dict[str, Study] = {
             shape(2, 4),
             shape(2, 1, 256),
             shape(2, 4, 256),
+            _even(shape(2, 4)),
             shape(2, 1, steps=4 * STEPS),
-            shape(2, 4, steps=4 * STEPS),
+            _even(shape(2, 4, steps=4 * STEPS)),
         ),
     ),
     "ternary": Study(
