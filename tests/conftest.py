@@ -25,6 +25,17 @@ def runs_dir(tmp_path: Path) -> Path:
     return tmp_path / "reports" / "runs"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch work on one thread: small products on several only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
     """Return a headless Chromium, closed after each module: it occupies the thread's event loop."""

@@ -14,21 +14,13 @@ from nanochat_lib.train import execution
 from nanochat_lib.train.pretrain import pretrain
 from nanochat_lib.train.safety.memory import LiveBytes, recomputed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODES = ("none", "layer", "loop")
 SHAPES = {
     "wide": {"n_layers": 3, "n_loops": 4, "d_model": 64, "d_ff": 192},
     "deep": {"n_layers": 6, "n_loops": 3, "d_model": 64, "d_ff": 128},
     "loops": {"n_layers": 1, "n_loops": 6, "d_model": 96, "d_ff": 256},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small products on several threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shaped(name):

@@ -28,21 +28,13 @@ from nanochat_lib.train.long_context import _plan
 from nanochat_lib.train.pretrain import pretrain
 from nanochat_lib.train.safety.memory import LiveBytes, recomputed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ModelConfig(
     vocab_size=300, d_model=64, n_layers=2, n_loops=2, n_heads=4, n_kv_heads=2, d_ff=160,
     max_seq_len=64,
 )  # fmt: skip
 VARIANTS = ("", "sub_norm", "sandwich_norm", "input_injection", "loop_gates")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small products on several threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_of(variant="", **changes):

@@ -13,16 +13,7 @@ from nanochat_lib.model import products
 from nanochat_lib.train import bench
 from nanochat_lib.train.bench import GPU_SHAPES, GPU_SIDES, Plain, _configs, step_rows
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small products on several threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (128, 2, 3, 192, 512, 16, 2)
 
 

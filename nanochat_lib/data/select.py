@@ -109,8 +109,8 @@ class Benchmarks:
     """The n-grams of benchmark texts, to keep them out of the training set."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        found = [run_hashes(lexeme_hashes(text), NGRAM_TOKENS) for text in texts]
-        self._ngrams = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+        self.runs = [run_hashes(lexeme_hashes(text), NGRAM_TOKENS) for text in texts]  # by text
+        self._ngrams = np.unique(np.concatenate([np.empty(0, np.uint64), *self.runs]))
 
     def overlap(self, text: str) -> bool:
         """Return whether a text shares `NGRAM_TOKENS` tokens in a row with a benchmark.
@@ -139,12 +139,13 @@ def known_places(held: Sequence[str], texts: Iterable[str]) -> frozenset[int]:
         held: held-out texts.
         texts: what is trained on; read once, one at a time.
     """
-    runs = [run_hashes(lexeme_hashes(text), NGRAM_TOKENS) for text in held]
-    all_runs = Benchmarks(held)
+    wanted = Benchmarks(held)
     seen: set[int] = set()
     for text in texts:
-        seen.update(all_runs.shared(run_hashes(lexeme_hashes(text), NGRAM_TOKENS)).tolist())
-    return frozenset(i for i, found in enumerate(runs) if not seen.isdisjoint(found.tolist()))
+        seen.update(wanted.shared(run_hashes(lexeme_hashes(text), NGRAM_TOKENS)).tolist())
+    return frozenset(
+        i for i, found in enumerate(wanted.runs) if not seen.isdisjoint(found.tolist())
+    )
 
 
 def known_tasks(tasks: Sequence[Task], texts: Iterable[str]) -> frozenset[str]:

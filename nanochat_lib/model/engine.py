@@ -35,7 +35,14 @@ from nanochat_lib.model.decoding.packed import (
     team_states,
 )
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.request import Draft, Generation, Sampling, check_prompts, seeds_of
+from nanochat_lib.model.request import (
+    Draft,
+    Generation,
+    Sampling,
+    check_prompts,
+    check_same_shape,
+    seeds_of,
+)
 
 
 class Engine:
@@ -116,11 +123,7 @@ class Engine:
         Raises:
             WorkbenchError: the model has another shape, or a parameter is not finite.
         """
-        if model.config != self.config:
-            raise WorkbenchError(
-                f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
-                "Make a new one with Engine.from_model."
-            )
+        check_same_shape(model, self.config)
         load_weights(self._weights, model, self._options.packing)
 
     def generate(

@@ -23,7 +23,14 @@ from nanochat_lib.model.decoding.gpu_arguments import Sizes
 from nanochat_lib.model.decoding.gpu_batch import generate
 from nanochat_lib.model.decoding.packed import Weights, load_weights, new_weights, shape_of
 from nanochat_lib.model.looplm import LoopLM
-from nanochat_lib.model.request import Draft, Generation, Sampling, check_prompts, seeds_of
+from nanochat_lib.model.request import (
+    Draft,
+    Generation,
+    Sampling,
+    check_prompts,
+    check_same_shape,
+    seeds_of,
+)
 
 
 class TorchMemory:
@@ -98,11 +105,7 @@ class GpuEngine:
         Raises:
             WorkbenchError: the model has another shape, or a parameter is not finite.
         """
-        if model.config != self.config:
-            raise WorkbenchError(
-                f"The engine was made for {self.config!r} and cannot take {model.config!r}. "
-                "Open a new one."
-            )
+        check_same_shape(model, self.config)
         load_weights(self.weights, model, "2bit")
         self._step.arguments.reload(self.weights)
 

@@ -16,6 +16,7 @@ import numpy as np
 from nanochat_lib.errors import WorkbenchError
 
 if TYPE_CHECKING:  # torch takes three seconds to import
+    from nanochat_lib.config import ModelConfig
     from nanochat_lib.model.looplm import LoopLM
 
 # Spreads (seed, sequence) over 64 bits. Not splitmix64's own step, by which the numbers of a
@@ -93,6 +94,14 @@ class Decoder(Protocol):
     def reload(self, model: LoopLM) -> None:
         """Pack the current parameters of a model of the same shape again, in place."""
         ...
+
+
+def check_same_shape(model: LoopLM, config: ModelConfig) -> None:
+    """Raise WorkbenchError unless an engine that was made for `config` can take the model."""
+    if model.config != config:
+        raise WorkbenchError(
+            f"The engine was made for {config!r} and cannot take {model.config!r}. Open a new one."
+        )
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len: int) -> None:

@@ -296,16 +296,10 @@ def remade_cost(shape: tuple[int, ...], n_steps: int) -> float:
     """Return the time of a step that remakes the exits' gradients over one that keeps them."""
     config, plan = _configs(shape)
     tokens = torch.randint(0, config.vocab_size, (plan.batch_size, plan.seq_len + 1))
-    steps = [_loop_step(config, plan, tokens, remakes=remakes) for remakes in (False, True)]
-    ratios = []
-    for turn in range(n_steps + 2):
-        seconds = []
-        for step in steps:
-            began = time.thread_time()
-            step()
-            seconds.append(time.thread_time() - began)
-        ratios += [seconds[1] / seconds[0]] * (turn >= 2)  # the first two compile
-    return statistics.median(ratios)
+    steps = {
+        how: _loop_step(config, plan, tokens, remakes=how == "remade") for how in ("kept", "remade")
+    }
+    return _gain(_interleaved(steps, n_steps, tokens.device), "remade", "kept")
 
 
 def watching() -> dict[str, float]:
