@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kernels.cuda.driver import why_unavailable
-from nanochat_lib.config import ModelConfig
+from nanochat_lib.config import HardwareConfig, ModelConfig
+from nanochat_lib.model.backend import PROBE, open_engine
+from nanochat_lib.model.decoding.agreement import ENTROPY_LIMIT, LOGIT_LIMIT
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine
 from nanochat_lib.model.looplm import LoopLM
@@ -15,6 +17,24 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable() or "a GPU is there"),
 ]
+
+
+@pytest.mark.parametrize("draft", [None, Draft(1, 4)])
+@pytest.mark.parametrize("max_batch", [1, 32])
+def test_the_front_hands_out_a_gpu_far_within_its_limits(max_batch, draft, record_property, capsys):
+    """Half the limits: what is found here says whether they should be moved."""
+    engine = open_engine(
+        LoopLM(PROBE, seed=1),
+        HardwareConfig(decode_device="cuda"),
+        max_batch=max_batch,
+        draft=draft,
+    )
+    found = engine.agreement
+    record_property("agreement", str(found))
+    with capsys.disabled():
+        print(f"\n{max_batch} sequences, {draft}: {found}")
+    assert found.logit_lag < LOGIT_LIMIT / 2
+    assert found.entropy_gap < ENTROPY_LIMIT / 2
 
 
 @pytest.mark.parametrize("loops", ["graph", "persistent"])

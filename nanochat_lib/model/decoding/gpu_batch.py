@@ -36,6 +36,9 @@ def generate(
         limit: most tokens of each, at most the step's width.
         sampling: temperature, (top_k, top_p), exit_threshold (1 where the step drafts).
         repeat: makes of a step what can be called again and again: on a GPU, its graph.
+
+    Raises:
+        RuntimeError: steps add no tokens.
     """
     batch = _Batch(step, prompts, seeds, repeat(step.read_prompt))
     step.put(limit=[limit])
@@ -43,10 +46,13 @@ def generate(
     once = repeat(
         lambda: step.draft_and_verify(*sampling[:2]) if is_drafted else step.next_token(*sampling)
     )
-    while batch.refill():
-        for _ in range(min(LOOK_EVERY, limit)):
+    n_steps = min(LOOK_EVERY, limit)
+    for _ in range(len(prompts) * -(-limit // n_steps) + 1):
+        if not batch.refill():
+            return batch.found
+        for _ in range(n_steps):
             once()
-    return batch.found
+    raise RuntimeError("steps on the GPU end no text: what they launch does not run")
 
 
 class _Batch:
