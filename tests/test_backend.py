@@ -333,6 +333,11 @@ def test_what_the_gpu_engine_lacks_runs_on_the_cpu(model, a_gpu):
         assert reason in open_engine(model, AUTO, max_batch=1, **wish).runs_on
         with pytest.raises(WorkbenchError, match=reason):
             open_engine(model, CUDA, max_batch=1, **wish)
+    varied = small_model(**TINY, sandwich_norm=True)  # packed weights have no place for it
+    with pytest.raises(WorkbenchError, match=r"GPU engine runs the stock block.*sandwich_norm"):
+        open_engine(varied, CUDA, max_batch=1)
+    with pytest.raises(WorkbenchError, match="max_seq_len 15 exceeds the model's 14"):
+        open_engine(model, CUDA, max_batch=1, max_seq_len=15)
     odd = small_model(d_model=48)  # heads of 12
     assert "heads of 12" in open_engine(odd, AUTO, max_batch=1).runs_on
     with pytest.raises(WorkbenchError, match="no packing 'base4'"):

@@ -24,13 +24,13 @@ import time
 from collections.abc import Sequence
 
 from kernels.bench_gpu import products
-from kernels.bench_gpu.start import facts, is_refused, out_path, write
+from kernels.bench_gpu.start import facts, is_refused, parser_of, write
 from kernels.bench_gpu.targets import checks, format_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write DIR/gpu.json and print a table; 1 when there is no GPU."""
-    out = out_path(arguments, __doc__, "folder for gpu.json")
+    out = parser_of(__doc__, "folder for gpu.json").parse_args(arguments).out
     if is_refused():
         return 1
     began = time.monotonic()

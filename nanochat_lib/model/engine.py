@@ -39,6 +39,7 @@ from nanochat_lib.model.request import (
     Draft,
     Generation,
     Sampling,
+    check_limits,
     check_prompts,
     check_same_shape,
     seeds_of,
@@ -95,7 +96,7 @@ class Engine:
         config.require_stock("The packed engine")
         length = max_seq_len or config.max_seq_len
         threads = threads or usable_cores()
-        _check_limits(config, max_batch, length, threads)
+        check_limits(config, max_batch, length, threads)
         options = _Options(length, threads, packing, draft or Draft(0, 0), _nodes(numa))
         if draft and not (1 <= draft.loops < config.n_loops and draft.tokens >= 1):
             raise WorkbenchError(
@@ -292,19 +293,6 @@ def _nodes(wanted: bool) -> tuple[frozenset[int], ...]:
             len(nodes),
         )
     return tuple(nodes) if len(nodes) > 1 else ()
-
-
-def _check_limits(config: ModelConfig, max_batch: int, length: int, threads: int) -> None:
-    if length > config.max_seq_len:
-        raise WorkbenchError(
-            f"max_seq_len {length} exceeds the model's {config.max_seq_len}. "
-            "Extend the context first (stage 4)."
-        )
-    if min(max_batch, length, threads) < 1:
-        raise WorkbenchError(
-            f"max_batch {max_batch}, max_seq_len {length} and threads {threads} "
-            "must all be at least 1."
-        )
 
 
 def _backend() -> str:

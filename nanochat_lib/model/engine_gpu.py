@@ -30,6 +30,7 @@ from nanochat_lib.model.request import (
     Draft,
     Generation,
     Sampling,
+    check_limits,
     check_prompts,
     check_same_shape,
     seeds_of,
@@ -87,23 +88,28 @@ class GpuEngine:
                 are then shared by the drafts of a sequence.
 
         Raises:
-            WorkbenchError: there is no GPU, the model has a shape that the kernels lack, or drafts
-                that the model or the GPU has no room for.
+            WorkbenchError: there is no GPU, the model has variants or a shape that the kernels
+                lack, a limit makes no sense for it, or the GPU has no room for drafts.
         """
-        config = model.config
-        _check_shape(config)
-        if reason := why_unavailable():
-            raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
-        length = max_seq_len or config.max_seq_len
-        weights = new_weights(config, length, "2bit")
+        _check_machine_and_shape(model.config)
+        length = model.config.max_seq_len if max_seq_len is None else max_seq_len
+        check_limits(model.config, max_batch, length)
+        weights = new_weights(model.config, length, "2bit")
         load_weights(weights, model, "2bit")
-        launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
-        sizes = sizes_of(config, max_batch, length, rows_that_fit(config, device(0)), draft)
-        shape = shape_of(config, "2bit")
-        step = Step(shape, weights, sizes, launcher, device(0), TorchMemory())
-        engine = cls(config, weights, step)
+        engine = cls.from_weights(model.config, weights, max_batch, draft)
         engine.use(loops)
         return engine
+
+    @classmethod
+    def from_weights(
+        cls, config: ModelConfig, weights: Weights, max_batch: int, draft: Draft | None = None
+    ) -> GpuEngine:
+        """Copy weights that somebody has packed, for sequences as long as their table of angles."""
+        _check_machine_and_shape(config)
+        launcher, length = program(0, (f"HEAD_SIZE={config.head_size}",)), weights.rope.shape[1]
+        sizes = sizes_of(config, max_batch, length, rows_that_fit(config, device(0)), draft)
+        shape = shape_of(config, "2bit")
+        return cls(config, weights, Step(shape, weights, sizes, launcher, device(0), TorchMemory()))
 
     def use(self, loops: str) -> None:
         """Run the loops as a "graph" of launches or as one "persistent" kernel from now on."""
@@ -192,12 +198,15 @@ def sizes_of(
     return Sizes(n_sequences, length, length, draft.loops, draft.tokens)
 
 
-def _check_shape(config: ModelConfig) -> None:
+def _check_machine_and_shape(config: ModelConfig) -> None:
+    config.require_stock("The GPU engine")
     if not config.ternary or config.head_size % 8 or config.head_size > 128:
         raise WorkbenchError(
             "The GPU engine takes ternary models with heads of 8 to 128 in steps of 8; this one "
             f"has ternary={config.ternary} and heads of {config.head_size}."
         )
+    if reason := why_unavailable():
+        raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
 
 
 def _as_graph(step: Callable[[], None]) -> Callable[[], None]:
