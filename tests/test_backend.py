@@ -16,6 +16,7 @@ from test_gpu_step import HereMemory
 
 import kernels
 from kernels import torch_op
+from kernels.compile import LEVELS as BY_NAME
 from kernels.cuda import driver, tensors
 from kernels.cuda.compiler import CudaUnavailableError
 from kernels.cuda.products import Device
@@ -23,7 +24,7 @@ from nanochat_lib.cli.doctor import OK, OPTIONAL, run_checks
 from nanochat_lib.config import HardwareConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import Gpu, detect_machine
-from nanochat_lib.model import backend, engine_gpu
+from nanochat_lib.model import backend, engine, engine_gpu
 from nanochat_lib.model.backend import choice_here, open_engine
 from nanochat_lib.model.decoding.agreement import ENTROPY_LIMIT, LOGIT_LIMIT, compare
 from nanochat_lib.model.engine import Engine
@@ -342,6 +343,54 @@ def test_what_the_gpu_engine_lacks_runs_on_the_cpu(model, a_gpu):
     assert "heads of 12" in open_engine(odd, AUTO, max_batch=1).runs_on
     with pytest.raises(WorkbenchError, match="no packing 'base4'"):
         open_engine(model, AUTO, packing="base4")
+
+
+LEVELS = {
+    "generic": "generic",
+    "AVX2": "avx2",
+    "AVX512": "avx512vnni",
+    "auto": "amx",
+    "CUDA": "amx",
+}
+
+
+@pytest.mark.parametrize("preferred", LEVELS)
+def test_preferred_kernel_bounds_the_level_that_decodes(model, monkeypatch, preferred):
+    ran = []
+    monkeypatch.setattr(engine, "generate", lambda level, *_: ran.append(len(level)))
+    found = open_engine(model, CPU.model_copy(update={"preferred_kernel": preferred}), max_batch=2)
+    usable = [name for name in kernels.backends() if name != "reference"]
+    allowed = [name for name in usable if len(BY_NAME[name]) <= len(BY_NAME[LEVELS[preferred]])]
+    assert found.runs_on == f"cpu ({allowed[-1]})"
+    found.generate(some_prompts(3, longest=8), Sampling(5))
+    assert set(ran) == {len(BY_NAME[allowed[-1]])}
+
+
+@pytest.mark.slow  # the decode program is compiled for every level
+def test_every_level_decodes_the_same_text(model):
+    one = Engine.from_model(model, max_batch=2)
+    prompts, sampling = some_prompts(3, longest=8), Sampling(5)
+    wanted = one.generate(prompts, sampling)
+    for level in BY_NAME:
+        one.use(level)
+        assert one.generate(prompts, sampling) == wanted
+
+
+def test_a_level_that_the_machine_lacks_gives_its_best(model, monkeypatch):
+    monkeypatch.setattr(kernels, "backends", lambda: ("reference", "generic"))
+    for preferred in LEVELS:
+        hardware = CPU.model_copy(update={"preferred_kernel": preferred})
+        assert open_engine(model, hardware, max_batch=1).runs_on == "cpu (generic)"
+    monkeypatch.setenv("NANOCHAT_KERNEL", "avx3")
+    with pytest.raises(WorkbenchError, match="has no kernels: there is no kernel backend 'avx3'"):
+        open_engine(model, CPU, max_batch=1)
+
+
+def test_cuda_as_preferred_kernel_decodes_on_a_gpu_first(model, a_gpu):
+    hardware = AUTO.model_copy(update={"preferred_kernel": "CUDA"})
+    assert open_engine(model, hardware, max_batch=1).runs_on == "cuda"
+    by_name = CPU.model_copy(update={"preferred_kernel": "CUDA"})  # the device is a stronger word
+    assert open_engine(model, by_name, max_batch=1).runs_on.startswith("cpu (")
 
 
 @pytest.mark.parametrize("b", [1, 5])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch takes three seconds to import
 
 logger = logging.getLogger(__name__)
 
+AT_MOST = {"generic": "generic", "AVX2": "avx2", "AVX512": "avx512vnni"}
 PROBE = ModelConfig(vocab_size=2048, d_model=512, n_layers=2, n_loops=3, n_heads=8, d_ff=1536)
 PROBE_ROWS = 16
 
@@ -77,7 +78,8 @@ def open_engine(
 
     Args:
         model: what decodes.
-        hardware: `decode_device`, and for the CPU `cpu_threads` and `numa_aware`.
+        hardware: `decode_device`, and for the CPU `cpu_threads`, `numa_aware` and the level of
+            kernels that `preferred_kernel` allows; its "CUDA" asks for what "auto" does.
         max_batch: sequences decoded at the same time.
         max_seq_len: longest prompt plus completion; by default the model's.
         packing: "2bit", or "base3" (CPU alone).
@@ -107,6 +109,7 @@ def open_engine(
     engine = Engine.from_model(
         model, **sizes, packing=packing, draft=draft, threads=threads, numa=numa
     )
+    engine.use(AT_MOST.get(hardware.preferred_kernel, "amx"))
     if reason and detect_machine().gpus:
         engine.runs_on += f"; not on the GPU: {reason}"
         logger.warning("Decoding runs on the CPU: %s.", reason)

@@ -54,8 +54,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.max_seq_len = options.max_seq_len
-        self.backend = _backend()
-        self.runs_on = f"cpu ({self.backend})"
+        self.use("amx")
         self._options = options
         self._shape = shape_of(config, options.packing)
         self._weights = weights
@@ -117,6 +116,18 @@ class Engine:
         """Allocate caches for weights that somebody else packed, in 2 bits, and may reload."""
         options = _Options(max_seq_len, usable_cores(), "2bit", Draft(0, 0), ())
         return cls(config, weights, _new_states(config, options, max_batch), options)
+
+    def use(self, at_most: str) -> None:
+        """Compute with the best kernels of this machine up to a level from now on; the same bits.
+
+        Raises:
+            WorkbenchError: there is no such level, or NANOCHAT_KERNEL names one that is not here.
+        """
+        try:
+            self.backend = kernels.best_level(at_most)
+        except ValueError as error:
+            raise WorkbenchError(f"The decode engine has no kernels: {error}.") from error
+        self.runs_on = f"cpu ({self.backend})"
 
     def reload(self, model: LoopLM) -> None:
         """Pack the current parameters of a model of the same shape again, in place.
@@ -293,15 +304,6 @@ def _nodes(wanted: bool) -> tuple[frozenset[int], ...]:
             len(nodes),
         )
     return tuple(nodes) if len(nodes) > 1 else ()
-
-
-def _backend() -> str:
-    """Return the kernel level of the decode program; the reference is not one of them."""
-    try:
-        name = kernels.choose_backend()
-    except ValueError as error:
-        raise WorkbenchError(f"NANOCHAT_KERNEL: {error}") from error
-    return name if name in LEVELS else "generic"
 
 
 def _twins(prompts: Sequence[Sequence[int]]) -> np.ndarray:
