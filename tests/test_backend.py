@@ -317,6 +317,7 @@ def test_a_gpu_without_a_compiler_is_one_sentence(model, monkeypatch, caplog):
     [
         (CudaUnavailableError("the CUDA compiler 12.8 failed: unknown sm_130"), "unknown sm_130"),
         (RuntimeError("CUDA out of memory.\nTried to allocate"), "CUDA out of memory"),
+        (MemoryError("Unable to allocate 618 GiB"), "Unable to allocate 618 GiB"),
     ],
 )
 def test_what_fails_while_opening_leads_to_the_cpu(model, a_gpu, monkeypatch, error, reason):

@@ -8,14 +8,21 @@ are replayed as CUDA graphs that take turns, and a time is the median of nine re
 DIR/gpu.json: machine, date, commit, rows, and each target with what was reached. Without a GPU it
 says why, and ends with 1.
 
-The day a GPU is at hand, from a checkout with a CUDA build of torch:
+The day a GPU is at hand, from a checkout with a CUDA build of torch, in the order in which one
+stands on the other:
 
     pip install -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
-    python -m pytest -m gpu tests/gpu                # equal to the reference, in graphs too
-    compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer    # and --tool racecheck
-    python -m kernels.bench_gpu --out reports/gpu    # then commit reports/gpu/gpu.json
-    python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
-    python -m nanochat_lib.train.bench --gpu --json reports/gpu/training.json
+    nanochat doctor                                # found? and does it decode as the CPU does?
+    timeout 300 python -m pytest -m gpu tests/gpu  # equal to the reference, in graphs too
+    timeout 300 python -m kernels.bench_gpu --out reports/gpu  # then commit reports/gpu/gpu.json
+    timeout 150 python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
+    timeout 400 python -m nanochat_lib.train.bench --gpu --json reports/gpu/training.json
+    timeout 300 compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer
+    timeout 300 compute-sanitizer --tool racecheck python -m pytest -m gpu tests/gpu -k sanitizer
+
+Blocks of the persistent kernel wait for each other: if one never comes, nothing ends the wait, so
+`timeout` does; `--loops graph` of decode_gpu and `-k 'not persistent and not sanitizer'` of pytest
+leave that kernel alone.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import time
 from collections.abc import Sequence
 
 from kernels.bench_gpu import products
-from kernels.bench_gpu.start import facts, is_refused, parser_of, write
+from kernels.bench_gpu.start import Row, facts, is_refused, parser_of, write
 from kernels.bench_gpu.targets import checks, format_report
 
 
@@ -34,19 +41,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_refused():
         return 1
     began = time.monotonic()
-    rows = [*products.ceilings(), *products.products(), *products.training()]
+    rows, faults = _measured()
     report = facts() | {
         "seconds": round(time.monotonic() - began, 1),
         "rows": rows,
         "checks": checks(rows),
         "not_measured": [
+            *(f"{name}: {type(error).__name__}: {error}" for name, error in faults.items()),
             "decode (nanochat_lib.publish.decode_gpu does)",
             "whole training steps (nanochat_lib.train.bench --gpu does)",
         ],
     }
     write(out / "gpu.json", report)
     print(format_report(report))
+    for error in faults.values():
+        raise error
     return 0
+
+
+def _measured() -> tuple[list[Row], dict[str, Exception]]:
+    """Return the rows of all parts, and what ended a part: the others are measured all the same."""
+    rows, faults = [], {}
+    parts = (products.ceilings, products.products, products.training)
+    for part in parts:
+        try:
+            rows += part()
+        except Exception as error:  # kept until the file is written, then raised
+            faults[part.__name__] = error
+    return rows, faults
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch takes three seconds to import
 
 logger = logging.getLogger(__name__)
 
+FAILURES = (WorkbenchError, RuntimeError, MemoryError)  # also of torch and of the driver
 AT_MOST = {"generic": "generic", "AVX2": "avx2", "AVX512": "avx512vnni"}
 PROBE = ModelConfig(vocab_size=2048, d_model=512, n_layers=2, n_loops=3, n_heads=8, d_ff=1536)
 PROBE_ROWS = 16
@@ -60,7 +61,7 @@ def checked_here() -> Choice:
     try:
         sizes = {"max_batch": PROBE_ROWS, "max_seq_len": None}
         engine = _open_on_gpu(LoopLM(PROBE), sizes, None)
-    except (WorkbenchError, RuntimeError) as error:  # of torch and of the driver
+    except FAILURES as error:
         return Choice("cpu", _first_line(error))
     return Choice("cuda", f"decodes as the CPU engine does: {engine.agreement}")
 
@@ -98,7 +99,7 @@ def open_engine(
         try:
             if not reason:
                 return _open_on_gpu(model, sizes, draft)
-        except (WorkbenchError, RuntimeError) as error:  # of torch and of the driver
+        except FAILURES as error:
             reason = _first_line(error)
     if hardware.decode_device == "cuda":
         raise WorkbenchError(

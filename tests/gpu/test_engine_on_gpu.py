@@ -77,3 +77,21 @@ def test_drafted_texts_are_those_of_the_cpu_engine_that_drafts(temperature):
     found = GpuEngine.from_model(model, draft=draft).generate(prompts, sampling)
     equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
     assert equal >= 0.9 * len(prompts)
+
+
+@pytest.mark.parametrize("draft", [None, Draft(1, 3)])
+@pytest.mark.parametrize("n_prompts", [1, 9])
+def test_sanitizer_every_kernel_of_a_step(n_prompts, draft):
+    """Both ways to run the loops give the same bits, with prompts that are read and copied."""
+    config = ModelConfig(n_loops=2, n_layers=1)
+    engine = GpuEngine.from_model(LoopLM(config, seed=3), max_batch=n_prompts, draft=draft)
+    prompts = [[1, 2, 3, i // 2] for i in range(2 * n_prompts)]
+    samplings = [Sampling(6, 0.0), Sampling(6, 0.9, top_k=20, top_p=0.9)]
+    if draft is None:
+        samplings.append(Sampling(6, 0.9, exit_threshold=0.55))
+    found = []
+    for loops in ("graph", "persistent"):
+        engine.use(loops)
+        found.append([engine.generate(prompts, sampling) for sampling in samplings])
+    assert found[0] == found[1]
+    assert all(len(text.tokens) == 6 for texts in found[0] for text in texts)

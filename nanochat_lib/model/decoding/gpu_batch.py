@@ -74,10 +74,12 @@ class _Batch:
 
     def refill(self) -> bool:
         """Collect what has ended, seat who waits; return whether anybody sits."""
+        finished = self.step.fetch("finished")
+        ended = [i for i, who in enumerate(self.sitting) if who is not None and finished[i]]
+        n_free = sum(who is None for who in self.sitting) + len(ended)
+        if not ended and not (n_free and self.waiting):  # the usual look costs one copy
+            return n_free < len(self.sitting)
         state = {name: self.step.fetch(name)[: len(self.sitting)] for name in _STATE}
-        ended = [
-            i for i, who in enumerate(self.sitting) if who is not None and state["finished"][i]
-        ]
         if ended:
             self._collect(ended, state)
         free = [i for i, who in enumerate(self.sitting) if who is None][: len(self.waiting)]
