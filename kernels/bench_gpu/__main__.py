@@ -8,14 +8,9 @@ are replayed as CUDA graphs that take turns, and a time is the median of nine re
 DIR/gpu.json: machine, date, commit, rows, and each target with what was reached. Without a GPU it
 says why, and ends with 1.
 
-The day a GPU is at hand, from a checkout with a CUDA build of torch:
-
-    pip install -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
-    python -m pytest -m gpu tests/gpu                # equal to the reference, in graphs too
-    compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer    # and --tool racecheck
-    python -m kernels.bench_gpu --out reports/gpu    # then commit reports/gpu/gpu.json
-    python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
-    python -m nanochat_lib.train.bench --gpu --json reports/gpu/training.json
+The day a GPU is at hand: `make gpu` in a checkout, then commit reports/gpu. It runs the tests that
+need one (equal to the reference, in graphs too), this benchmark, those of decoding and of training,
+and compute-sanitizer over the tests (it comes with CUDA's toolkit).
 """
 
 from __future__ import annotations
