@@ -11,7 +11,8 @@ OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --Lab
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 GPU_REPORTS ?= reports/gpu
-GPU_STEPS := gpu-tests gpu-kernels gpu-decoding gpu-training gpu-sanitizer
+SANITIZED := compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu tests/gpu -k sanitizer
+GPU_STEPS := gpu-doctor gpu-tests gpu-kernels gpu-decoding gpu-training gpu-sanitizer
 
 .PHONY: demo test test-all lab bench gpu $(GPU_STEPS) lint clean check-tools
 
@@ -43,21 +44,24 @@ gpu: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
 	$(MAKE) -k $(GPU_STEPS)
 
+gpu-doctor:
+	timeout 120 $(BIN)/python -m nanochat_lib.cli doctor
+
 gpu-tests:
-	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	timeout 300 $(BIN)/python -m pytest -q -m gpu tests/gpu
 
 gpu-kernels:
-	$(BIN)/python -m kernels.bench_gpu --out $(GPU_REPORTS)
+	timeout 300 $(BIN)/python -m kernels.bench_gpu --out $(GPU_REPORTS)
 
 gpu-decoding:
-	$(BIN)/python -m nanochat_lib.publish.decode_gpu --out $(GPU_REPORTS)/decode.json
+	timeout 150 $(BIN)/python -m nanochat_lib.publish.decode_gpu --out $(GPU_REPORTS)/decode.json
 
 gpu-training:
-	$(BIN)/python -m nanochat_lib.train.bench --gpu --json $(GPU_REPORTS)/training.json
+	timeout 400 $(BIN)/python -m nanochat_lib.train.bench --gpu --json $(GPU_REPORTS)/training.json
 
 gpu-sanitizer:
-	compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu tests/gpu -k sanitizer
-	compute-sanitizer --error-exitcode 1 --tool racecheck $(BIN)/python -m pytest -q -m gpu tests/gpu -k sanitizer
+	timeout 300 $(SANITIZED)
+	timeout 300 $(SANITIZED:compute-sanitizer=compute-sanitizer --tool racecheck)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
