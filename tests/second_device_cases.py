@@ -39,7 +39,7 @@ def on_second_device(monkeypatch) -> Iterator[torch.device]:
     """Let stages choose the second device; it has no random numbers to time products with."""
     device = second_device()
     for module in (execution, maxrl):
-        monkeypatch.setattr(module, "choose_device", lambda hardware: device)
+        monkeypatch.setattr(module, "choose_device", lambda *_: device)
     monkeypatch.setattr(speed, "matmul_peak", lambda *_: 1e12)
     with Devices():
         yield device

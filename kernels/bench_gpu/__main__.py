@@ -8,9 +8,9 @@ are replayed as CUDA graphs that take turns, and a time is the median of nine re
 DIR/gpu.json: machine, date, commit, rows, and each target with what was reached. Without a GPU it
 says why, and ends with 1.
 
-The day a GPU is at hand: `make gpu` in a checkout, then commit reports/gpu. It asks the doctor, runs
-the tests that need a GPU (equal to the reference, in graphs too), this benchmark, those of decoding
-and of training, and compute-sanitizer over the tests (it comes with CUDA's toolkit).
+The day a GPU is at hand: `make gpu` in a checkout, then commit reports/gpu. It asks the doctor,
+runs the tests that take a GPU (equal to the reference, in graphs too), this benchmark, those of
+decoding and of training, and compute-sanitizer over the tests (it comes with CUDA's toolkit).
 
 Blocks of the persistent kernel wait for each other: if one never comes, nothing ends the wait, so
 every step has a time limit; `--loops graph` of decode_gpu and `-k 'not persistent and not

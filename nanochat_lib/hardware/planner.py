@@ -55,7 +55,10 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a profile asks for. Memory in GB (1e9 bytes) on one device."""
+    """What a profile asks for. Memory in GB (1e9 bytes) on one device.
+
+    Each of the processes that train together holds the whole model on a device of its own.
+    """
 
     profile: str
     parameters: ParameterCount
@@ -66,11 +69,16 @@ class Plan:
     memory_gb: dict[str, float]
     memory_limit_gb: float
     memory_device: str
+    processes: int
     findings: tuple[Finding, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the plan as quantity and value, for a table."""
         days, tflops = self.days_at_target_rate, self.required_tflops
+        summed = [
+            _row("processes that share every batch", str(self.processes)),
+            _row("gradients they sum each step", f"{self.memory_gb['gradients']:.2f} GB"),
+        ]
         return [
             _row("stored parameters", _count(self.parameters.stored)),
             _row("executed parameters (stored layers x loops)", _count(self.parameters.executed)),
@@ -80,6 +88,7 @@ class Plan:
             _row("TFLOP/s that rate needs", "no rate given" if tflops is None else f"{tflops:.0f}"),
             _row(f"memory on one {self.memory_device}", f"{sum(self.memory_gb.values()):.2f} GB"),
             _row("memory there is", f"{self.memory_limit_gb:.1f} GB"),
+            *(summed if self.processes > 1 else []),
         ]
 
     def memory_rows(self) -> list[dict[str, Any]]:
@@ -111,8 +120,18 @@ def make_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
         memory_gb=training_memory_gb(config, parameters),
         memory_limit_gb=config.hardware.gpu_memory_gb if has_gpu else machine.memory_gb,
         memory_device="GPU" if has_gpu else "machine",
+        processes=planned_processes(config),
     )
     return Plan(**{**plan.__dict__, "findings": find_all(config, plan, machine)})
+
+
+def planned_processes(config: RunConfig) -> int:
+    """Return how many processes train on the profile's machine: one for each GPU, as many as fit.
+
+    A batch is shared evenly, so their number divides `batch_size`.
+    """
+    most = config.hardware.train_processes or max(config.hardware.n_gpus, 1)
+    return next(n for n in range(most, 0, -1) if config.pretrain.batch_size % n == 0)
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:
@@ -147,8 +166,7 @@ def training_memory_gb(config: RunConfig, parameters: ParameterCount) -> dict[st
     does; logits of one chunk of the loss, forward and backward.
     """
     model, train = config.model, config.pretrain
-    shards = config.hardware.tensor_parallel_size if config.hardware.tensor_parallel else 1
-    positions = train.micro_batch_size * train.seq_len
+    positions = _positions(config)
     of_matrix = OPTIMIZER_BYTES[train.optimizer]
     of_table = OPTIMIZER_BYTES["adamw" if train.optimizer == "muon" else train.optimizer]
     optimizer = parameters.layers * of_matrix + parameters.other * of_table
@@ -156,14 +174,15 @@ def training_memory_gb(config: RunConfig, parameters: ParameterCount) -> dict[st
     logits = min(positions, LOGITS_CHUNK_TOKENS) * model.vocab_size * 4 * 2
     products, dtype = _products(config)
     parts = {
-        "weights": parameters.stored * 4 / shards,
+        "weights": parameters.stored * 4,
         "products": parameters.layers * PRODUCT_BYTES[products if products == "int8" else dtype],
-        "gradients": parameters.stored * 4 / shards,
-        "optimizer": optimizer / shards,
-        "activations": kept + working_set / shards,
+        "gradients": parameters.stored * 4,
+        "optimizer": optimizer,
+        "activations": kept + working_set,
         "logits": logits,
     }
-    return {part: n_bytes / 1e9 for part, n_bytes in parts.items()}
+    copies = 1 if config.hardware.n_gpus else planned_processes(config)  # in one main memory
+    return {part: copies * n_bytes / 1e9 for part, n_bytes in parts.items()}
 
 
 def activation_bytes(config: RunConfig) -> tuple[float, float]:
@@ -175,7 +194,7 @@ def activation_bytes(config: RunConfig) -> tuple[float, float]:
     their gradients remain.
     """
     model, train = config.model, config.pretrain
-    positions, stream = train.micro_batch_size * train.seq_len, model.d_model * 4
+    positions, stream = _positions(config), model.d_model * 4
     products, dtype = _products(config)
     widths = (4 * model.d_model, 4 * model.d_ff)
     layer = working = sum(map(mul, KEPT_VALUES[products, dtype], widths))
@@ -198,6 +217,13 @@ def _products(config: RunConfig) -> tuple[str, str]:
     train = config.pretrain
     is_half = train.dtype == "bfloat16" or (train.dtype == "auto" and config.hardware.n_gpus > 0)
     return "int8" if train.products == "int8" else "float", "bfloat16" if is_half else "float32"
+
+
+def _positions(config: RunConfig) -> int:
+    """Return the tokens that one process takes at once: at most its share of the batch."""
+    train = config.pretrain
+    share = train.batch_size // planned_processes(config)
+    return min(train.micro_batch_size, share) * train.seq_len
 
 
 def _row(quantity: str, value: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
 from nanochat_lib.train.objective import gate_loss, token_statistics
+from nanochat_lib.train.parallel.step import Progress
 from nanochat_lib.train.safety.spikes import SpikeLog
-from nanochat_lib.train.trainer import Hooks, Job, Progress
+from nanochat_lib.train.trainer import Hooks, Job
 
 GATE_LEARNING_RATE = 0.003
 

@@ -21,7 +21,8 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.runs import write_atomic
 from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
-from nanochat_lib.train.trainer import Hooks, Job, Log, Progress, Trainer
+from nanochat_lib.train.parallel.step import Progress
+from nanochat_lib.train.trainer import Hooks, Job, Log, Trainer
 from nanochat_lib.train.watch.held_out import EVAL_WINDOWS, evaluate, held_out
 from nanochat_lib.train.watch.speed import peak_rss_mib
 
@@ -99,6 +100,7 @@ def finish(
         "compiled": done.compiled,
         "products": done.products,
         "threads": n_threads,
+        "processes": done.processes,
         "peak_rss_mib": peak_rss_mib(),
         "bits_per_byte_first": done.first_bits_per_byte,
         "steps": done.step,

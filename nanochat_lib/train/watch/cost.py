@@ -92,7 +92,8 @@ def monitor_cost(config: RunConfig, *, n_rounds: int = 7, steps_per_round: int =
 def _trainer(config: RunConfig, folder: Path) -> Trainer:
     data, plan = _RandomTokens(config.model.vocab_size), config.pretrain
     held = held_out(data, plan.seq_len, EVAL_WINDOWS)
-    job = Job("bench", plan, data, folder, held, hardware=config.hardware)
+    alone = config.hardware.model_copy(update={"train_processes": 1})
+    job = Job("bench", plan, data, folder, held, hardware=alone)
     model = LoopLM(config.model).to(execution.choose_device(config.hardware))
     return Trainer(model, job, Hooks(lambda step, values: None))
 
@@ -108,7 +109,7 @@ def _round(trainer: Trainer, n_steps: int) -> tuple[float, float, float, float]:
     plain = _seconds(
         trainer, lambda: float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)), 5
     )
-    trainer.optimizers.zero_grad()
+    trainer.step.optimizers.zero_grad()
     look = _seconds(
         trainer,
         lambda: watch.judge(progress.step, watch.watched(progress.tokens_seen, progress.seconds)),

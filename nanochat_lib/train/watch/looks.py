@@ -32,10 +32,12 @@ class Watch:
         self.alerts = Alerts(job.folder, model.config, job.targets)
         self.speed: Speed | None = None
 
-    def measure(self, dtype: torch.dtype) -> None:
-        """Measure the matmul peak that achieved FLOP/s are compared with."""
+    def measure(self, dtype: torch.dtype, n_processes: int = 1) -> None:
+        """Measure the matmul peak that achieved FLOP/s are compared with: of all GPUs in use."""
         config, seq_len = self.model.config, self.job.plan.seq_len
         self.speed = Speed.measured(config, seq_len, self.device, dtype)
+        if self.device.type == "cuda":
+            self.speed.peak_flops *= n_processes
 
     def look(self, tokens_seen: int, seconds: float) -> dict[str, float]:
         """Return every metric of a look; `seconds` of training led to it."""
