@@ -63,6 +63,18 @@ class RunConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _processes_fit(self) -> Self:
+        n = max(self.hardware.train_processes, 1)
+        for name in ("pretrain", "long_context"):
+            batch_size = getattr(self, name).batch_size
+            if batch_size % n:
+                raise ValueError(
+                    f"{name}.batch_size {batch_size} must be a multiple of "
+                    f"hardware.train_processes {n}, which share every batch evenly"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _products_fit(self) -> Self:
         if self.pretrain.products == "int8" and not self.model.ternary:
             raise ValueError(

@@ -222,7 +222,8 @@ class Metric(StrEnum):
     TOKENS_PER_S = "tokens_per_s"
     MODEL_TFLOPS = "model_tflops"  # achieved, the model's own FLOPs
     PEAK_SHARE = "matmul_peak_share"  # of this machine's measured matmul peak
-    PEAK_RSS_MIB = "peak_rss_mib"
+    PROCESSES = "processes"  # that train together
+    PEAK_RSS_MIB = "peak_rss_mib"  # of the first of them
     PEAK_GPU_MIB = "peak_gpu_mib"
     GATE_LOSS = "gate_loss"
     COMPILE_RATE = "compile_rate"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -62,10 +64,17 @@ def test_the_ranks_together_see_the_batch_of_one_process(data, n_ranks) -> None:
     for step in range(12):
         shares = [one.batch(step).numpy() for one in ranks]
         assert {len(share) for share in shares} == {RECIPE.batch_size // n_ranks}
-        together = np.empty((RECIPE.batch_size, RECIPE.seq_len + 1), dtype=np.int64)
-        for rank, share in enumerate(shares):
-            together[rank::n_ranks] = share
-        assert (together == truth(data, step)).all()
+        assert (np.concatenate(shares) == truth(data, step)).all()
+
+
+def test_another_process_maps_the_shards_too(data) -> None:
+    """It is sent where they lie, not what they hold."""
+    sent = pickle.dumps(data)
+    n_bytes = sum(found.tokens.nbytes for found in data.documents.values())
+    received = pickle.loads(sent)
+    assert len(sent) < n_bytes / 2
+    assert (truth(received, 7) == truth(data, 7)).all()
+    assert received.infos == data.infos
 
 
 def test_ranks_that_cannot_share_a_batch_are_refused(data) -> None:

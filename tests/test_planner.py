@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nanochat_lib.cli.__main__ import app
-from nanochat_lib.config import load_profile
+from nanochat_lib.config import load_profile, with_overrides
 from nanochat_lib.hardware.detect import Gpu, Machine, detect_machine
 from nanochat_lib.hardware.planner import count_parameters, make_plan, train_flops_per_token
 
@@ -73,8 +73,30 @@ def test_the_real_machine_is_compared_with_the_profile() -> None:
 def test_preferences_without_effect_are_said() -> None:
     assert "openmp_threads = 56" in _findings(C)["preferences"]
     assert "tensor_parallel = True" in _findings(B)["preferences"]
+    assert "2 processes train, one for each GPU" in _findings(B)["preferences"]
     assert "preferences" not in _findings(A)  # what reads numa_aware and preferred_kernel decodes
     assert "preferences" not in _findings("laptop")
+
+
+def test_two_gpus_share_batches_and_each_holds_the_whole_model() -> None:
+    """By hand: fp32 weights and gradients; Muon's 4 bytes of matrices, AdamW's 8 of the rest."""
+    plan, config = make_plan(load_profile(B), SMALL), load_profile(B)
+    shared = {row["quantity"]: row["value"] for row in plan.rows()}
+    assert shared["processes that share every batch"] == "2"
+    assert shared["gradients they sum each step"] == "3.50 GB"
+    assert plan.memory_gb["weights"] == pytest.approx(0.8756 * 4, rel=1e-3)
+    tables = 2 * 32768 * 2560
+    assert plan.memory_gb["optimizer"] == pytest.approx(0.8756 * 4 + tables * 4e-9, rel=1e-3)
+    assert "is 48 GB of state against 2 x 24 GB" in _findings(B)["memory_if_stored"]
+    alone = with_overrides(config, {"hardware.train_processes": 1, "pretrain.micro_batch_size": 4})
+    both = with_overrides(config, {"pretrain.micro_batch_size": 4})  # of which each takes two
+    assert (make_plan(alone, SMALL).processes, make_plan(both, SMALL).processes) == (1, 2)
+    activations = [make_plan(one, SMALL).memory_gb["activations"] for one in (alone, both)]
+    assert activations[0] == pytest.approx(2 * activations[1])
+    assert (
+        "165 bf16 TFLOP/s there are"
+        in {found.key: found.text for found in make_plan(alone, SMALL).findings}["compute"]
+    )
 
 
 def test_parameter_count_equals_the_model_built_by_torch(tiny_config) -> None:

@@ -23,8 +23,9 @@ from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.checkpoint import load_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
-from nanochat_lib.train import execution, trainer
+from nanochat_lib.train import execution
 from nanochat_lib.train.objective import StageOneLoss
+from nanochat_lib.train.parallel import step as parts
 from nanochat_lib.train.pretrain import pretrain
 from nanochat_lib.train.safety import memory
 
@@ -260,12 +261,15 @@ def test_after_the_last_step_only_the_gate_learns_and_tables_are_rounded(whole):
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path):
-    losses = []
+    losses, of_gate = [], []
     for size in (2, 8):
         recorder = Recorder()
-        config = configured(micro_batch_size=size, total_steps=6, gate_steps=0)
+        config = configured(micro_batch_size=size, total_steps=6, gate_steps=2)
         pretrain(config, ToyData(), tmp_path / str(size), log=recorder)
         losses.append([v for _, v in recorder.series(Metric.LOSS)])
+        of_gate.append([v for _, v in recorder.series(Metric.GATE_LOSS)])
+    assert len(of_gate[0]) == 2
+    assert of_gate[0] == pytest.approx(of_gate[1], rel=0.02)
     assert losses[0] == pytest.approx(losses[1], abs=0.01)
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
 
@@ -300,7 +304,7 @@ def test_other_runtime_errors_are_not_taken_for_memory():
 
 @pytest.mark.parametrize(("jump", "word"), [(math.nan, "nan"), (50.0, "5")])
 def test_a_bad_loss_stops_with_its_batch(tmp_path, monkeypatch, jump, word):
-    original = trainer.stage_one_loss
+    original = parts.stage_one_loss
     calls = []
 
     def broken(*args, **kwargs):
@@ -312,7 +316,7 @@ def test_a_bad_loss_stops_with_its_batch(tmp_path, monkeypatch, jump, word):
             else StageOneLoss(loss.total + jump, loss.task, loss.entropy_term, loss.pdf_mean)
         )
 
-    monkeypatch.setattr(trainer, "stage_one_loss", broken)
+    monkeypatch.setattr(parts, "stage_one_loss", broken)
     with pytest.raises(WorkbenchError, match=f"step 3: the loss is {word}"):
         pretrain(configured(), ToyData(), tmp_path, log=Recorder())
     batch = load_file(tmp_path / "bad_batch_step_000003.safetensors")["tokens"].numpy()

@@ -16,8 +16,8 @@ from nanochat_lib.data.batches import Recipe
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
-from nanochat_lib.train import trainer
 from nanochat_lib.train.objective import StageOneLoss
+from nanochat_lib.train.parallel import step as parts
 from nanochat_lib.train.pretrain import pretrain
 from nanochat_lib.train.safety import spikes
 from nanochat_lib.train.safety.spikes import SpikeLog, is_spike
@@ -43,7 +43,7 @@ class BadBatches(ToyData):
 @pytest.fixture
 def jumpy(monkeypatch):
     """A loss of NaN for every marked batch."""
-    original = trainer.stage_one_loss
+    original = parts.stage_one_loss
 
     def with_nan(*args, **kwargs):
         loss = original(*args, **kwargs)
@@ -59,7 +59,7 @@ def jumpy(monkeypatch):
         return forward(self, tokens, n_loops)
 
     monkeypatch.setattr(LoopLM, "forward", noting)
-    monkeypatch.setattr(trainer, "stage_one_loss", with_nan)
+    monkeypatch.setattr(parts, "stage_one_loss", with_nan)
 
 
 def run(folder, data, *, log=None, **plan):

@@ -20,8 +20,8 @@ from nanochat_lib.config import (
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
+from nanochat_lib.train.parallel.step import Progress
 from nanochat_lib.train.pretrain import pretrain
-from nanochat_lib.train.trainer import Progress
 from nanochat_lib.train.watch import alerts, speed
 from nanochat_lib.train.watch.alerts import Alerts, read_alerts
 from nanochat_lib.train.watch.codes import CodeMonitor

@@ -8,21 +8,13 @@ are replayed as CUDA graphs that take turns, and a time is the median of nine re
 DIR/gpu.json: machine, date, commit, rows, and each target with what was reached. Without a GPU it
 says why, and ends with 1.
 
-The day a GPU is at hand, from a checkout with a CUDA build of torch, in the order in which one
-stands on the other:
-
-    pip install -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
-    nanochat doctor                                # found? and does it decode as the CPU does?
-    timeout 300 python -m pytest -m gpu tests/gpu  # equal to the reference, in graphs too
-    timeout 300 python -m kernels.bench_gpu --out reports/gpu  # then commit reports/gpu/gpu.json
-    timeout 150 python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
-    timeout 400 python -m nanochat_lib.train.bench --gpu --json reports/gpu/training.json
-    timeout 300 compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer
-    timeout 300 compute-sanitizer --tool racecheck python -m pytest -m gpu tests/gpu -k sanitizer
+The day a GPU is at hand: `make gpu` in a checkout, then commit reports/gpu. It asks the doctor,
+runs the tests that take a GPU (equal to the reference, in graphs too), this benchmark, those of
+decoding and of training, and compute-sanitizer over the tests (it comes with CUDA's toolkit).
 
 Blocks of the persistent kernel wait for each other: if one never comes, nothing ends the wait, so
-`timeout` does; `--loops graph` of decode_gpu and `-k 'not persistent and not sanitizer'` of pytest
-leave that kernel alone.
+every step has a time limit; `--loops graph` of decode_gpu and `-k 'not persistent and not
+sanitizer'` of pytest leave that kernel alone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, floor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,6 +41,12 @@ class _Documents:
         starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
         object.__setattr__(self, "starts", starts)
         object.__setattr__(self, "lengths", ends - starts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process map the file, too, instead of being sent a copy of it."""
+        if isinstance(self.tokens, np.memmap):
+            return _mapped, (self.name, self.tokens.filename, self.tokens.dtype)
+        return _Documents, (self.name, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,10 @@ class TokenData:
         if not n_tiny:
             return 0.0
         return tinyrust_share if n_real else 1.0
+
+
+def _mapped(name: str, path: Path, dtype: np.dtype) -> _Documents:
+    return _Documents(name, np.memmap(path, dtype=dtype, mode="r"))
 
 
 def _windows(documents: _Documents, numbers: Sequence[int], seq_len: int, seed: int) -> np.ndarray:

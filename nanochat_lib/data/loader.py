@@ -2,9 +2,9 @@
 
 Input: token shards, a recipe and a step. Output: tensors (B / ranks, T + 1). torch's DataLoader
 does the work: its sampler counts steps, so that starting at any step, also in the middle of an
-epoch, gives bit for bit what an uninterrupted run would have got there. Rank r takes the rows
-r, r + n, r + 2n, ... of a batch: together the ranks see the batch that one process would see, each
-with the same mixture, whatever their number.
+epoch, gives bit for bit what an uninterrupted run would have got there. Rank r of n takes the r-th
+of n equal blocks of a batch: together the ranks see the batch that one process would see, in the
+same micro-batches, whatever their number.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Loader:
                 f"A batch of {recipe.batch_size} sequences cannot be shared by {n_ranks} ranks "
                 f"(this is rank {rank}): choose pretrain.batch_size as a multiple of the ranks."
             )
-        self.steps = _Steps(data, recipe, range(rank, recipe.batch_size, n_ranks))
+        n_rows = recipe.batch_size // n_ranks
+        self.steps = _Steps(data, recipe, range(rank * n_rows, (rank + 1) * n_rows))
         self.hardware = hardware
         self._next_step = -1
         self._batches: Iterator[Tensor] = iter(())

@@ -74,7 +74,7 @@ def _compute(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
     facts = gpu_facts(hardware.gpu_model)
     if not (targets.tokens_per_s and facts):
         return []
-    peak = facts.bf16_tflops * max(hardware.n_gpus, 1)
+    peak = facts.bf16_tflops * plan.processes
     found = []
     if plan.required_tflops and plan.required_tflops > 0.5 * peak:
         found.append(
@@ -95,7 +95,7 @@ def _compute(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
                     "compute_if_stored",
                     f"{targets.parameters_b:g} G stored parameters x {loops} loops at "
                     f"{targets.tokens_per_s:,.0f} tokens/s would need {need:.0f} TFLOP/s; "
-                    f"{hardware.n_gpus} x {hardware.gpu_model} have about {peak:.0f} in bf16.",
+                    f"{plan.processes} x {hardware.gpu_model} have about {peak:.0f} in bf16.",
                 )
             )
     return found
@@ -129,18 +129,19 @@ def _memory(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
                 f"Activations are checkpointed by: {config.pretrain.activation_checkpointing} "
                 '(pretrain.activation_checkpointing; "loop" keeps least). '
                 f"bf16 weights with 8-bit Adam would be {eight_bit:.1f} GB for weights, gradients "
-                "and optimizer together; or the optimizer on the host, or more GPUs per layer.",
+                "and optimizer together; or the optimizer on the host, or a GPU with more memory: "
+                "several share batches, not layers.",
             )
         )
     stated, gpu = config.targets.parameters_b, config.hardware.gpu_memory_gb
-    if stated and gpu and stated * ADAMW_BYTES > gpu * max(config.hardware.n_gpus, 1):
+    if stated and gpu and stated * ADAMW_BYTES > gpu:  # each GPU holds the whole model
         found.append(
             Finding(
                 "memory_if_stored",
                 f"AdamW in fp32 for {stated:g} G stored parameters is "
                 f"{stated * ADAMW_BYTES:.0f} GB of state against "
-                f"{config.hardware.n_gpus} x {gpu:g} GB of GPU memory; with 8-bit Adam "
-                f"{stated * EIGHT_BIT_BYTES:.0f} GB.",
+                f"{config.hardware.n_gpus} x {gpu:g} GB of GPU memory, each of which would hold "
+                f"all of it; with 8-bit Adam {stated * EIGHT_BIT_BYTES:.0f} GB.",
             )
         )
     return found
@@ -193,11 +194,13 @@ def _preferences(config: RunConfig, plan: Plan, machine: Machine) -> list[Findin
     if not kept:
         return []
     listed = ", ".join(f"{name} = {getattr(stated, name)}" for name in kept)
-    return [
-        Finding(
-            "preferences", f"Kept in the profile, but without effect in this version: {listed}."
+    text = f"Kept in the profile, but without effect in this version: {listed}."
+    if stated.tensor_parallel:
+        text += (
+            f" Instead of splitting layers, {plan.processes} processes train, one for each GPU, on "
+            "equal shares of every batch (hardware.train_processes), each with the whole model."
         )
-    ]
+    return [Finding("preferences", text)]
 
 
 Rule = Callable[[RunConfig, "Plan", Machine], list[Finding]]

@@ -29,8 +29,15 @@ class HardwareConfig(StageConfig):
     )
     gpu_model: str = Field("", description="GPU name; empty: none")
     n_gpus: int = Field(0, ge=0, description="number of GPUs")
+    train_processes: int = Field(
+        0,
+        ge=0,
+        description="processes that share every batch; 0: one for each GPU there is; on a CPU one",
+    )
     gpu_memory_gb: float = Field(0.0, ge=0, description="memory of one GPU in GB")
-    tensor_parallel: bool = Field(False, description="split each layer over the GPUs")
+    tensor_parallel: bool = Field(
+        False, description="split each layer over the GPUs (no effect: they share batches)"
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share a layer")
     cuda_math_mode: Literal["default", "fast"] = Field(
         "default", description="fast allows TF32 and reduced-precision accumulation"

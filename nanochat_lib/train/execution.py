@@ -48,14 +48,14 @@ PRODUCT_ROUNDS = 6  # the first compiles
 ASSUMED_FLOPS = {torch.float32: 1e11, torch.bfloat16: 4e11}  # of two cores, eager
 
 
-def choose_device(hardware: HardwareConfig) -> torch.device:
-    """Return the first GPU when the profile has one and this machine too, else the CPU.
+def choose_device(hardware: HardwareConfig, rank: int = 0) -> torch.device:
+    """Return the GPU of a rank when the profile has GPUs and this machine too, else the CPU.
 
     `cuda_math_mode = "fast"` lets float32 products on it use TF32.
     """
     if hardware.n_gpus and torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = hardware.cuda_math_mode == "fast"
-        return torch.device("cuda")
+        return torch.device("cuda", rank)
     return torch.device("cpu")
 
 

@@ -30,15 +30,15 @@ from nanochat_lib.model.checkpoint import Checkpoint, TrainState, save_checkpoin
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
-from nanochat_lib.train.objective import Objective, stage_one_loss
-from nanochat_lib.train.optim import Optimizers
+from nanochat_lib.train.parallel.ranks import Ranks, choose_processes
+from nanochat_lib.train.parallel.step import Progress, Step, values_of
+from nanochat_lib.train.parallel.worker import Share
 from nanochat_lib.train.safety import kept
 from nanochat_lib.train.safety.checks import check_fit
-from nanochat_lib.train.safety.memory import is_out_of_memory, largest_divisor, recomputed
+from nanochat_lib.train.safety.memory import largest_divisor
 from nanochat_lib.train.safety.spikes import SpikeLog, describe, is_spike, save_batch, stop_advice
 from nanochat_lib.train.watch.continuous import consider_stopping
-from nanochat_lib.train.watch.gradients import clip_gradients
-from nanochat_lib.train.watch.held_out import HeldOut, exit_metrics
+from nanochat_lib.train.watch.held_out import HeldOut
 from nanochat_lib.train.watch.looks import Watch
 
 logger = logging.getLogger(__name__)
@@ -84,30 +84,10 @@ class Job:
         plan = self.plan
         return Recipe(plan.batch_size, plan.seq_len, self.seed, self.tinyrust_share)
 
-    def tokens(self, batch: int, device: torch.device) -> Tensor:
+    def tokens(self, batch: int, device: torch.device | str) -> Tensor:
         """Return a batch by its number, (B, T + 1) int64."""
         rows = self.data.rows(batch, self.recipe, range(self.plan.batch_size))
         return torch.from_numpy(rows).to(device)
-
-
-@dataclass
-class Progress:
-    """What changes from step to step besides tensors; stored in checkpoints as JSON."""
-
-    step: int = 0
-    tokens_seen: int = 0
-    seconds: float = 0.0  # spent in training steps
-    micro_batch_size: int = 0
-    dtype: str = "float32"
-    compiled: bool = False
-    products: str = "float"
-    smooth_loss: float = math.nan
-    best_bits_per_byte: float = math.inf
-    first_bits_per_byte: float = math.nan
-    best_value: float = math.nan  # of the metric that early stopping follows
-    looks_without_gain: int = 0
-    is_stopped_early: bool = False
-    last: dict[str, float] = field(default_factory=dict)  # metrics, as last written
 
 
 class Trainer:
@@ -122,8 +102,11 @@ class Trainer:
         self.model, self.job, self.hooks, self.plan = model, job, hooks, job.plan
         self.device = model.head.weight.device
         self.checkpoints = job.folder / "checkpoints"
-        self.loader = Loader(job.data, job.recipe, job.hardware)
-        self.progress = Progress(micro_batch_size=job.plan.micro_batch_size)
+        n = choose_processes(job.hardware, job.plan.batch_size, self.device)
+        share = Share(n, model.config, job.plan, job.data, job.recipe, job.hardware)
+        self.ranks = Ranks(share, self.device)
+        self.loader = Loader(job.data, job.recipe, job.hardware, n_ranks=n)
+        self.step = Step(model, job.plan)
         check_fit(model.config, job.plan, job.data, job.tokenizer_json)
         for folder in (self.checkpoints, job.folder):
             kept.remove_drafts(folder)
@@ -131,12 +114,15 @@ class Trainer:
         self.watch = Watch(model, job)
         newest = kept.newest_sound_checkpoint(self.checkpoints)
         if newest is None:
-            self._choose_execution()
-            self.optimizers = self._make_optimizers()
+            self.step.begin(self._choose_execution(), {})
         else:
             self._resume(newest)
-        self.dtype = getattr(torch, self.progress.dtype)
-        self.watch.measure(self.dtype)
+        self.watch.measure(self.step.dtype, self.ranks.n)
+
+    @property
+    def progress(self) -> Progress:
+        """Return how far training has come, and how it runs."""
+        return self.step.progress
 
     def run(self) -> Progress:
         """Train to the last step.
@@ -147,8 +133,9 @@ class Trainer:
                 is saved. Or a checkpoint could not be written.
         """
         stop = self.hooks.stop or threading.Event()
-        with execution.signals_set(stop), contextlib.closing(self.loader):
+        with execution.signals_set(stop), contextlib.closing(self.loader), self.ranks:
             self._begin()
+            self.ranks.load(self.step)
             while not self._is_over():
                 if must_stop(self.job.folder, stop, self._save):
                     self._save()
@@ -176,14 +163,15 @@ class Trainer:
     def _one_step(self) -> bool:
         """Take a step; return False when it was not taken and training went back instead."""
         step, began = self.progress.step, time.perf_counter()
-        tokens = self.loader.batch(self.spikes.batch_of(step))
-        values = self._accumulate(tokens.to(self.device, non_blocking=True))
-        values |= clip_gradients(self.model, self.plan.grad_clip)
+        batch = self.spikes.batch_of(step)
+        rows = self.loader.batch(batch)
+        values = self._accumulate(batch, rows.to(self.device, non_blocking=True))
+        values |= self.step.clip()
         if is_spike(values[Metric.LOSS], self.progress.smooth_loss, values[Metric.GRAD_NORM]):
-            self._go_back(values, tokens)
+            self._go_back(values, rows if self.ranks.n == 1 else self.job.tokens(batch, "cpu"))
             return False
-        values[Metric.LEARNING_RATE] = self.optimizers.step(step)
-        self.optimizers.zero_grad()
+        self.ranks.order("update", step)
+        values[Metric.LEARNING_RATE] = self.step.update(step)
         seconds = time.perf_counter() - began
         values[Metric.TOKENS_PER_S] = self.plan.batch_size * self.plan.seq_len / seconds
         self.watch.see_loss(step + 1, values[Metric.LOSS] - self.progress.smooth_loss)
@@ -192,20 +180,18 @@ class Trainer:
         self.hooks.report(step + 1, self.plan.total_steps, f"loss {values[Metric.LOSS]:.3f}")
         return True
 
-    def _accumulate(self, tokens: Tensor) -> dict[str, float]:
-        """Add up the gradients of a batch in micro-batches that fit into memory."""
-        mode = self.plan.activation_checkpointing
+    def _accumulate(self, batch: int, rows: Tensor) -> dict[str, float]:
+        """Add up the gradients of a batch, in micro-batches that fit into every rank's memory."""
         while True:
             size = self.progress.micro_batch_size
-            try:
-                compiled = execution.compiled_layers(self.model, self.progress.compiled)
-                with compiled, self._int8(), recomputed(self.model, mode):
-                    return self._forward_backward(tokens.split(size))
-            except (MemoryError, RuntimeError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-            self.optimizers.zero_grad()
-            self.progress.micro_batch_size = largest_divisor(self.plan.batch_size, size // 2)
+            self.ranks.order("accumulate", batch, size)
+            parts = [self.step.accumulate(rows, size), *self.ranks.answers()]
+            if all(parts):
+                self.ranks.sum_gradients(self.step)
+                return values_of(parts)
+            self.ranks.order("forget")
+            self.step.optimizers.zero_grad()
+            self.progress.micro_batch_size = self._fitting(size // 2)
             logger.warning(
                 "Out of memory with %d sequences at once: going on with %d; the batch stays %d "
                 "(docs/troubleshooting.md#cuda-out-of-memory).",
@@ -214,27 +200,9 @@ class Trainer:
                 self.plan.batch_size,
             )
 
-    def _forward_backward(self, micro_batches: tuple[Tensor, ...]) -> dict[str, float]:
-        total, task, entropy_term, pdf = 0.0, 0.0, 0.0, 0.0
-        share, objective = 1 / len(micro_batches), Objective.of(self.plan)
-        for tokens in micro_batches:
-            with execution.autocast(self.device, self.dtype):
-                loss = stage_one_loss(
-                    self.model,
-                    self.model(tokens[:, :-1]),
-                    tokens[:, 1:],
-                    objective,
-                    is_compiled=self.progress.compiled,
-                )
-            (loss.total * share).backward()
-            total += float(loss.total.detach()) * share
-            task += float(loss.task) * share
-            entropy_term += float(loss.entropy_term.detach()) * share
-            pdf = pdf + loss.pdf_mean * share
-        values = {Metric.LOSS: total, Metric.TASK_LOSS: task, Metric.ENTROPY_TERM: entropy_term}
-        depth = exit_metrics(pdf[:, None])
-        depth.pop(str(Metric.EXIT_ENTROPY))  # of the mean, not the mean of each token's
-        return values | depth
+    def _fitting(self, size: int) -> int:
+        """Return a micro-batch of at most `size` sequences that divides a process's share."""
+        return largest_divisor(self.plan.batch_size // self.ranks.n, size)
 
     def _go_back(self, values: dict[str, float], tokens: Tensor) -> None:
         """Stop at a bad batch, or by policy return to the last checkpoint and skip to behind it.
@@ -258,8 +226,10 @@ class Trainer:
             "At step %d %s: back to step %d, batches %d to %d are skipped. The bad one is in %s.",
             step, what, good.step, spike.first_skipped, spike.last_skipped, path,
         )  # fmt: skip
-        self.optimizers.zero_grad()
+        self.step.optimizers.zero_grad()
+        self.ranks.order("forget")
         self._resume(good)
+        self.ranks.load(self.step)
         self._begin()
 
     def _count(self, loss: float, seconds: float) -> None:
@@ -275,6 +245,7 @@ class Trainer:
         """Look at the model: held-out text, codes, free text, speed, and tasks where asked for."""
         progress, plan = self.progress, self.plan
         values = self.watch.look(progress.tokens_seen, progress.seconds)
+        values[str(Metric.PROCESSES)] = self.ranks.n
         if self.hooks.on_eval is not None and self._is_due(plan.task_eval_every or plan.eval_every):
             found = self.hooks.on_eval(progress.step, self.model)
             values |= {str(name): value for name, value in found.items()}
@@ -302,8 +273,9 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a training checkpoint; keep the newest few."""
+        self.ranks.require_equal(self.step)
         tensors, first_scales = self.watch.codes.state()
-        tensors |= self.optimizers.state_tensors()
+        tensors |= self.step.optimizers.state_tensors()
         tensors["rng"] = torch.get_rng_state()
         values = {"progress": vars(self.progress), "plan": self.plan.model_dump(mode="json")}
         values["first_scales"] = first_scales
@@ -327,9 +299,9 @@ class Trainer:
         kept.require_same(checkpoint, self.model.config, self.plan, self.checkpoints)
         tensors, values = checkpoint.state.tensors, checkpoint.state.values
         try:
-            self.progress = Progress(**values["progress"])
-            self.optimizers = self._make_optimizers()
-            self.optimizers.load_state_tensors(tensors)
+            progress = Progress(**values["progress"])
+            self._share_out(progress)
+            self.step.begin(progress, tensors)
             self.watch.codes.load_state(tensors, values["first_scales"])
             torch.set_rng_state(tensors["rng"])
         except (KeyError, TypeError, ValueError) as error:
@@ -340,20 +312,24 @@ class Trainer:
         self.model.load_state_dict(checkpoint.model.state_dict())
         logger.info("resumed at step %d of %s", self.progress.step, self.checkpoints)
 
-    def _choose_execution(self) -> None:
+    def _share_out(self, progress: Progress) -> None:
+        """Set how many processes train, and how many sequences each takes at once."""
+        if progress.step and progress.processes != self.ranks.n:
+            logger.warning(
+                "resuming with %d processes, before there were %d: sums in another order differ "
+                "in their last bits.", self.ranks.n, progress.processes,
+            )  # fmt: skip
+        progress.processes = self.ranks.n
+        progress.micro_batch_size = self._fitting(progress.micro_batch_size)
+
+    def _choose_execution(self) -> Progress:
+        progress = Progress(micro_batch_size=self.plan.micro_batch_size)
+        self._share_out(progress)
         dtype = execution.choose_dtype(self.plan.dtype, self.model.config, self.device)
-        self.progress.products = execution.choose_products(self.plan, self.model, dtype)
-        compiled = execution.choose_compile(self.plan, self.model.config, dtype)
-        if compiled:
-            tokens = self.job.tokens(0, self.device)[: self.progress.micro_batch_size, :-1]
-            with self._int8():
-                compiled = execution.compiles(self.model, tokens, dtype)
-        self.progress.dtype = str(dtype).removeprefix("torch.")
-        self.progress.compiled = compiled
-
-    def _int8(self) -> contextlib.AbstractContextManager[None]:
-        return execution.int8_products(self.model, self.progress.products == "int8")
-
-    def _make_optimizers(self) -> Optimizers:
-        muon_dtype = getattr(torch, self.progress.dtype)
-        return Optimizers(self.model, self.plan, muon_dtype=muon_dtype)
+        progress.dtype = str(dtype).removeprefix("torch.")
+        progress.products = execution.choose_products(self.plan, self.model, dtype)
+        if execution.choose_compile(self.plan, self.model.config, dtype):
+            tokens = self.job.tokens(0, self.device)[: progress.micro_batch_size, :-1]
+            with execution.int8_products(self.model, progress.products == "int8"):
+                progress.compiled = execution.compiles(self.model, tokens, dtype)
+        return progress

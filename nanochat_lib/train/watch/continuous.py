@@ -14,7 +14,7 @@ from nanochat_lib.errors import WorkbenchError, nearest
 from nanochat_lib.records import Metric
 
 if TYPE_CHECKING:  # the trainer imports this module
-    from nanochat_lib.train.trainer import Progress
+    from nanochat_lib.train.parallel.step import Progress
 
 RISING = (
     Metric.COMPILE_RATE, Metric.PASS_RATE, Metric.SEMANTIC_SCORE, Metric.PASS_AT,

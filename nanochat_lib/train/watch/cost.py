@@ -23,7 +23,7 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.train import execution
 from nanochat_lib.train.trainer import Hooks, Job, Trainer
 from nanochat_lib.train.watch.gradients import clip_gradients
-from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, EVAL_WINDOWS, evaluate, held_out
+from nanochat_lib.train.watch.held_out import EVAL_WINDOWS, evaluate, held_out
 from nanochat_lib.train.watch.speed import synchronize
 
 
@@ -92,7 +92,8 @@ def monitor_cost(config: RunConfig, *, n_rounds: int = 7, steps_per_round: int =
 def _trainer(config: RunConfig, folder: Path) -> Trainer:
     data, plan = _RandomTokens(config.model.vocab_size), config.pretrain
     held = held_out(data, plan.seq_len, EVAL_WINDOWS)
-    job = Job("bench", plan, data, folder, held, hardware=config.hardware)
+    alone = config.hardware.model_copy(update={"train_processes": 1})
+    job = Job("bench", plan, data, folder, held, hardware=alone)
     model = LoopLM(config.model).to(execution.choose_device(config.hardware))
     return Trainer(model, job, Hooks(lambda step, values: None))
 
@@ -108,14 +109,12 @@ def _round(trainer: Trainer, n_steps: int) -> tuple[float, float, float, float]:
     plain = _seconds(
         trainer, lambda: float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)), 5
     )
-    trainer.optimizers.zero_grad()
+    trainer.step.optimizers.zero_grad()
     look = _seconds(
         trainer,
         lambda: watch.judge(progress.step, watch.watched(progress.tokens_seen, progress.seconds)),
     )
-    validation = _seconds(
-        trainer, lambda: evaluate(model, trainer.job.held_out, micro_batch_size=EVAL_MICRO_BATCH)
-    )
+    validation = _seconds(trainer, lambda: evaluate(model, trainer.job.held_out))
     return step, ours - plain, look, validation
 
 

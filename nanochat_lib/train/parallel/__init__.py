@@ -1,0 +1,1 @@
+"""Training by several processes, one for each GPU: what each does, and how rank 0 leads them."""
