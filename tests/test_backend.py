@@ -410,6 +410,25 @@ def test_the_operator_on_cuda_runs_the_cuda_product(shim, monkeypatch, b):
     assert torch.equal(torch_op._on_cuda(x, packed, scale), wanted)
 
 
+@pytest.mark.parametrize(
+    ("status", "count", "reason"),
+    [(0, 0, "finds no device"), (100, 0, "finds no device"), (803, 1, "not start (its error 803)")],
+)
+def test_a_driver_without_a_gpu_and_one_that_does_not_start_are_told_apart(
+    monkeypatch, status, count, reason
+):
+    class Driver:
+        def cuInit(self, flags):
+            return status
+
+        def cuDeviceGetCount(self, where):
+            where._obj.value = count
+            return 0
+
+    monkeypatch.setattr(driver, "_driver", Driver)
+    assert reason in driver.why_unavailable.__wrapped__()
+
+
 def test_cuda_tensors_without_a_compiler_are_one_sentence(monkeypatch):
     monkeypatch.setattr(driver, "why_unavailable", lambda: "no CUDA compiler")
     x, packed, scale = torch.zeros(1, 16), torch.zeros(1, 1, 64, dtype=torch.uint8), torch.ones(16)

@@ -202,13 +202,13 @@ def test_the_sums_of_leaving_are_in_the_order_that_is_documented():
     assert here["survival"][0] == start * np.float32(kept)
 
 
-def sampled(logits, temperature, top_k, top_p, seeds, place):
+def sampled(logits, temperature, top_k, top_p, seeds, place, block=64):
     n, V = logits.shape
     probability, entropy = np.zeros((n, V), np.float32), np.zeros(n, np.float32)
     token, place = np.full(n, -1, np.int32), np.full(n, place, np.int32)
     arrays = (logits, probability, seeds, place, token, entropy)
     args = SampleArgs(*map(address, arrays), n, V, V, top_k, temperature, top_p)
-    shim(64, 32).launch("sample", args, n, 64, shared=4 * 64)
+    shim(64, 32).launch("sample", args, n, block, shared=4 * block)
     return token, entropy
 
 
@@ -231,3 +231,19 @@ def test_tokens_and_entropies_are_those_of_the_cpu(temperature, top_k, top_p):
     assert token.tolist() == wanted
     found = [sampling.token_entropy(row, scratch) for row in logits]
     np.testing.assert_allclose(entropy, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_draws_have_the_distribution_whatever_the_block(block):
+    """Tokens without mass lie between the others, and many threads have no token."""
+    chances = np.array([0, 0.5, 0, 0.25, 0.125, 0, 0.125, *[0] * 70], np.float64)
+    n = 600
+    logits = np.log(np.maximum(chances, 1e-30)).astype(np.float32)
+    seeds = np.random.default_rng(3).integers(0, 2**63, n).astype(np.uint64)
+    token, _ = sampled(np.tile(logits, (n, 1)), 1.0, 4, 1.0, seeds, 0, block)
+    wanted = [
+        int(np.searchsorted(np.cumsum(chances), sampling.uniform(seed, 0), side="right"))
+        for seed in seeds
+    ]
+    assert token.tolist() == wanted
+    assert set(token) == {1, 3, 4, 6}

@@ -16,6 +16,7 @@ from kernels.cuda.compiler import CudaUnavailableError, compile_cubin, kernel_na
 from kernels.cuda.products import Device
 
 OLDEST = 80  # compute capability 8.0: the first with this shape of integer tensor operation
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 STATIC_SHARED = 4 << 10  # no kernel declares more by itself (a test reads the compiler's log)
 
@@ -28,7 +29,10 @@ def why_unavailable() -> str:
     """
     try:
         count = ctypes.c_int()
-        if _driver().cuInit(0) or _driver().cuDeviceGetCount(ctypes.byref(count)) or not count:
+        status = _driver().cuInit(0) or _driver().cuDeviceGetCount(ctypes.byref(count))
+        if status not in (0, _NO_DEVICE):
+            return f"no GPU: the CUDA driver does not start (its error {status})"
+        if status or not count:
             return "no GPU: the CUDA driver finds no device"
         nvrtc()
     except CudaUnavailableError as error:

@@ -44,7 +44,7 @@ IDS = tuple(range(1, 17))  # of a model without a tokenizer
 LOOPS = ("graph", "persistent")
 SEQUENCES, DRAFT, EXIT_THRESHOLD = (1, 32), Draft(1, 4), 0.7
 Engines = dict[tuple[int, bool], "GpuEngine"]  # by sequences, and by whether they draft
-N_TOKENS, N_REPEATS, MAX_SECONDS = 512, 5, 90.0
+N_TOKENS, N_REPEATS, MAX_SECONDS = 512, 5, 60.0
 TARGET = 3000.0  # tokens/s of the random model, one sequence, all loops, drawn
 
 

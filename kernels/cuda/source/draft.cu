@@ -34,7 +34,7 @@ __device__ __forceinline__ void normalize(float* values, int n) {
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(512) draft(const DraftArgs args) {
+extern "C" __global__ void __launch_bounds__(512, 1) draft(const DraftArgs args) {
     const int row = blockIdx.x, at = row * args.n_drafts + args.index, n = args.sample.vocab;
     const bool is_finished = args.finished[row];
     if (is_finished) {
@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(512) draft(const DraftArgs args) {
 }
 
 // Append drafts until one is refused, and then what takes its place.
-extern "C" __global__ void __launch_bounds__(512) verify(const DraftArgs args) {
+extern "C" __global__ void __launch_bounds__(512, 1) verify(const DraftArgs args) {
     const int row = blockIdx.x, first = row * args.n_drafts, n = args.sample.vocab;
     if (args.verify_finished[first]) return;
     const int before = args.place[row], limit = args.limit[0];

@@ -103,36 +103,46 @@ struct SampleArgs {
     float temperature, top_p;
 };
 
-// Draw from values that sum to `total`: each thread owns a run of tokens, in order.
+// The part that `left` falls into, of parts laid end to end, or the last with any mass where
+// rounding leaves some over; `left` becomes what lies before it in that part.
+__device__ __forceinline__ int part_at(const float* parts, int n, float& left) {
+    int found = 0;
+    for (int i = 0; i < n; ++i) {
+        if (parts[i] <= 0) continue;
+        found = i;
+        if (left < parts[i]) break;
+        left -= parts[i];
+    }
+    return found;
+}
+
+// Draw from values of any sum. Each thread owns a run of tokens, in order, and one of them looks
+// for the warp, then for its run, then for the token: 512 runs in turn would take 15 us (calc).
 __device__ __forceinline__ int draw(const float* values, int n, float chance) {
+    STATIC_SHARED(Scratch, warps);
     float* runs = (float*)dynamic_shared;  // one sum for each thread
     const int length = (n + blockDim.x - 1) / blockDim.x;
     const int begin = min(n, (int)threadIdx.x * length), end = min(n, begin + length);
     float sum = 0;
     for (int i = begin; i < end; ++i) sum += values[i];
     runs[threadIdx.x] = sum;
+    sum = warp_sum(sum);
+    const int warp = warp_id();
+    if (lane_id() == 0) warps.values[warp] = sum;
     __syncthreads();
-    Best found = {-1.0f, 0};  // the one thread that holds the token, or the last with any mass
     if (threadIdx.x == 0) {
-        float total = 0;
-        for (int i = 0; i < blockDim.x; ++i) total += runs[i];
-        float left = chance * total;
-        int run = 0;
-        for (int i = 0; i < blockDim.x; ++i) {
-            if (runs[i] > 0) run = i;
-            if (runs[i] > 0 && left < runs[i]) break;
-            left -= runs[i];
-        }
-        int last = run * length;
-        for (int i = last; i < min(n, (run + 1) * length); ++i) {
-            if (values[i] <= 0) continue;
-            last = i;
-            left -= values[i];
-            if (left < 0) break;
-        }
-        found = {1.0f, last};
+        float left = 0;
+        for (int i = 0; i < n_warps(); ++i) left += warps.values[i];
+        left *= chance;
+        int run = 32 * part_at(warps.values, n_warps(), left);
+        run += part_at(runs + run, 32, left);
+        const int first = min(n, run * length);
+        warps.counts[0] = first + part_at(values + first, min(n - first, length), left);
     }
-    return block_best(found).at;
+    __syncthreads();
+    const int token = warps.counts[0];
+    __syncthreads();
+    return token;
 }
 
 struct Weighed {
@@ -175,7 +185,7 @@ __device__ __forceinline__ Weighed weigh(const SampleArgs& args, int at, float* 
     return {best.at, logf(total) - weighted / total};
 }
 
-extern "C" __global__ void __launch_bounds__(512) sample(const SampleArgs args) {
+extern "C" __global__ void __launch_bounds__(512, 1) sample(const SampleArgs args) {
     const int row = blockIdx.x;
     float* probability = args.probability + (long long)row * args.vocab;
     const Weighed one = weigh(args, row, probability);
