@@ -10,7 +10,11 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 OFFLINE := --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: demo test test-all lab bench lint clean check-tools
+GPU_REPORTS ?= reports/gpu
+SANITIZED := compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -m gpu tests/gpu -k sanitizer
+GPU_STEPS := gpu-doctor gpu-tests gpu-kernels gpu-decoding gpu-training gpu-sanitizer
+
+.PHONY: demo test test-all lab bench gpu $(GPU_STEPS) lint clean check-tools
 
 demo: $(STAMP)
 	$(BIN)/nanochat run --profile laptop
@@ -33,6 +37,31 @@ bench: $(STAMP)
 	$(BIN)/python -m nanochat_lib.train.bench --json reports/bench_training.json
 	$(BIN)/python -m nanochat_lib.data.tinyrust.bench --json reports/bench_tinyrust.json
 	$(BIN)/python -m nanochat_lib.report.bench --json reports/bench_pages.json
+
+# What only a GPU can show, of this machine's; what fails does not keep the rest back. Each is a
+# target of its own, and BIN=FOLDER takes another Python than .venv's.
+gpu: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
+	$(MAKE) -k $(GPU_STEPS)
+
+gpu-doctor:
+	timeout 120 $(BIN)/python -m nanochat_lib.cli doctor
+
+gpu-tests:
+	timeout 300 $(BIN)/python -m pytest -q -m gpu tests/gpu
+
+gpu-kernels:
+	timeout 300 $(BIN)/python -m kernels.bench_gpu --out $(GPU_REPORTS)
+
+gpu-decoding:
+	timeout 150 $(BIN)/python -m nanochat_lib.publish.decode_gpu --out $(GPU_REPORTS)/decode.json
+
+gpu-training:
+	timeout 400 $(BIN)/python -m nanochat_lib.train.bench --gpu --json $(GPU_REPORTS)/training.json
+
+gpu-sanitizer:
+	timeout 300 $(SANITIZED)
+	timeout 300 $(SANITIZED:compute-sanitizer=compute-sanitizer --tool racecheck)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

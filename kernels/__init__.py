@@ -35,6 +35,7 @@ __all__ = [
     "accumulate",
     "activation_width",
     "backends",
+    "best_level",
     "check_packed",
     "choose_backend",
     "describe",
@@ -68,6 +69,24 @@ def choose_backend(name: str | None = None) -> str:
         ValueError: no such backend, or this machine lacks what it needs.
     """
     return _usable(name or os.environ.get("NANOCHAT_KERNEL") or "auto")
+
+
+def best_level(at_most: str = "amx") -> str:
+    """Return the best of `LEVELS` that this machine has, up to the one named; the least it has.
+
+    NANOCHAT_KERNEL (for tests) decides where it is set; the reference is no level, and gives the
+    least.
+
+    Raises:
+        ValueError: NANOCHAT_KERNEL names what is not there, or there is no level `at_most`.
+    """
+    if at_most not in LEVELS:
+        raise ValueError(f"there is no kernel level {at_most!r}; known: {', '.join(LEVELS)}")
+    if os.environ.get("NANOCHAT_KERNEL"):
+        forced = choose_backend()
+        return forced if forced in LEVELS else "generic"
+    most = len(LEVELS[at_most])
+    return [name for name in backends() if name in LEVELS and len(LEVELS[name]) <= most][-1]
 
 
 @functools.cache

@@ -18,25 +18,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import polars as pl
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nanochat_lib import provenance
 from nanochat_lib.config import PROJECT_ROOT, RunConfig
 from nanochat_lib.control import forget_requests
 from nanochat_lib.errors import WorkbenchError
 
+if TYPE_CHECKING:  # training writes files with this module, and needs no data frames for it
+    import polars as pl
+
 REPORTS_DIR = PROJECT_ROOT / "reports"
 RUN_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MIN_FREE_BYTES = 200 * 2**20
 METRIC_SCHEMA = {
-    "run_id": pl.String,
-    "stage": pl.String,
-    "step": pl.Int64,
-    "name": pl.String,
-    "value": pl.Float64,
-    "wall_s": pl.Float64,
+    "run_id": str,
+    "stage": str,
+    "step": int,
+    "name": str,
+    "value": float,
+    "wall_s": float,
 }
 
 
@@ -132,8 +133,8 @@ class Run:
     def clear_stage(self, stage: str) -> None:
         """Remove a stage's artifacts, metrics and status, before it is done anew."""
         shutil.rmtree(self.dir / "artifacts" / stage, ignore_errors=True)
-        kept = self.metrics().filter(pl.col("stage") != stage)
-        self._write_metrics(kept)
+        metrics = self.metrics()
+        self._write_metrics(metrics.filter(metrics["stage"] != stage))
         state = self.state()
         state["stages"].pop(stage, None)
         write_atomic(self.dir / "run.json", json.dumps(state, indent=1))
@@ -266,6 +267,8 @@ def read_run_json(folder: Path) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> pl.DataFrame:
     """Return the metric rows of a run folder; the last value of a (stage, step, name) wins."""
+    import polars as pl
+
     frames = [pl.DataFrame(schema=METRIC_SCHEMA)]
     if (folder / "metrics.parquet").exists():
         frames.append(pl.read_parquet(folder / "metrics.parquet"))

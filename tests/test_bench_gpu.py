@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from kernels.bench_gpu import __main__ as bench_gpu
-from kernels.bench_gpu import peers, products, start
+from kernels.bench_gpu import peers, products, start, timing
 from kernels.bench_gpu.targets import checks, format_report
 from kernels.bench_gpu.timing import Graph, row_of
 from nanochat_lib.config import PROJECT_ROOT
@@ -151,6 +151,64 @@ def test_a_missing_peer_and_one_that_takes_too_long_are_told(monkeypatch):
     assert "used up" in reasons[1]
 
 
+def test_a_peer_that_breaks_when_it_is_imported_is_told(monkeypatch):
+    def fail(name):
+        raise AttributeError("module 'triton' has no attribute 'knobs'\nand more")
+
+    monkeypatch.setattr(peers.importlib, "import_module", fail)
+    text = "cannot be imported: AttributeError: module 'triton' has no attribute 'knobs'"
+    assert peers.find_peers().why_not == text
+
+
+def test_a_time_is_that_of_one_replay_after_another_has_begun(monkeypatch):
+    """A made-up GPU: a replay of "a" takes 0.1 ms, of "b" 0.4 ms; each holds 40 calls."""
+    done = {"a": 0, "b": 0}
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.ms = 0.1 * done["a"] + 0.4 * done["b"]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return other.ms - self.ms
+
+    def replay(name):
+        done[name] += 1
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    monkeypatch.setattr(timing, "WARM_SECONDS", 0.0)
+    graphs = {name: Graph(lambda name=name: replay(name), 40) for name in done}
+    assert timing.times_us(graphs) == pytest.approx({"a": 2.5, "b": 10.0})
+    assert done == {"a": 2 * timing.N_REPLAYS, "b": 2 * timing.N_REPLAYS}
+    monkeypatch.setattr(timing, "WARM_SECONDS", 0.02)
+    timing.times_us(graphs)
+    assert min(done.values()) > 4 * timing.N_REPLAYS
+
+
+def test_a_part_that_fails_is_written_raised_and_costs_no_other(tmp_path, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("out of resources")
+
+    fail.__name__ = "products"
+    monkeypatch.setattr(products, "ceilings", lambda: [row_of("copy", (0, 0, 0), 1.0, 1.0)])
+    monkeypatch.setattr(products, "products", fail)
+    monkeypatch.setattr(products, "training", list)
+    monkeypatch.setattr(start, "why_unavailable", lambda: "")
+    monkeypatch.setattr(bench_gpu, "facts", lambda: {"gpu": "G", "torch": "T", "date": "D"})
+    with pytest.raises(RuntimeError, match="out of resources"):
+        bench_gpu.main(["--out", str(tmp_path)])
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["kernel"] for row in report["rows"]] == ["copy"]
+    assert report["not_measured"][0] == "products: RuntimeError: out of resources"
+    assert "not measured: products" in capsys.readouterr().out
+
+
 class OnCpu(TorchFunctionMode):
     """Makes every tensor that is asked for on a GPU in memory."""
 
@@ -168,8 +226,9 @@ def test_the_whole_program_runs_with_a_made_up_clock(tmp_path, monkeypatch, caps
         calls[0]()
         return Graph(lambda: None, len(calls))
 
-    def clock(call):
+    def clock(call, leaves):
         call()
+        assert [leaf.grad is not None for leaf in leaves] in ([True, True, False], [True] * 3)
         return 2.0
 
     found = with_gemlite(monkeypatch)

@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +128,32 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch):
     try:
         with pytest.raises(CudaUnavailableError, match="libnvrtc was not found; install"):
             compile_cubin(90)
+    finally:
+        compiler.nvrtc.cache_clear()
+
+
+def test_the_newest_compiler_of_nvidias_packages_is_tried_first_and_a_broken_one_left(
+    tmp_path, monkeypatch
+):
+    """CUDA 13 keeps all libraries in cu13/lib, CUDA 12 one folder for each."""
+    for name in ("cuda_nvrtc/lib/libnvrtc.so.12", "cu13/lib/libnvrtc.so.13",
+                 "cu13/lib/libnvrtc-builtins.so.13.0", "cu9/lib/libnvrtc.so.9"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(compiler, "find_library", lambda name: None)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("CUDA_PATH", "/opt/cuda")
+    names = [path.removeprefix(str(tmp_path)) for path in compiler._candidates()]
+    assert names == [
+        "/cu13/lib/libnvrtc.so.13", "/cuda_nvrtc/lib/libnvrtc.so.12", "/cu9/lib/libnvrtc.so.9",
+        "/opt/cuda/lib64/libnvrtc.so",
+    ]  # fmt: skip
+    compiler.nvrtc.cache_clear()
+    try:
+        with pytest.raises(CudaUnavailableError, match="libnvrtc was not found"):
+            compiler.nvrtc()
     finally:
         compiler.nvrtc.cache_clear()
 

@@ -9,6 +9,7 @@ import pytest
 from cuda_shim import Shim, compiled
 
 from kernels.cuda.structs import (
+    Address,
     Attention,
     AttentionArgs,
     Cache,
@@ -110,34 +111,95 @@ def test_store_writes_turned_keys_and_values_of_every_row():
     assert (here.k != before).any(-1).sum() == 2 * len(here.active)
 
 
+LEFT = ("hidden", "final", "survival", "active", "n_active", "arrived", "exit_loop", "depth")
+
+
+def before_leaving(n: int = 30, n_active: int = 14, D: int = 600) -> dict[str, np.ndarray]:
+    """Return the arrays of `leave` by name, of which 14 rows are in the loops."""
+    rng, floats = np.random.default_rng(1), np.float32
+    return {
+        "hidden": rng.standard_normal((n, D)).astype(floats), "final": np.zeros((n, D), floats),
+        "norm_weight": rng.random(D, floats), "gate_bias": np.zeros(1, floats),
+        "gate_weight": (rng.standard_normal(D) * 0.12).astype(floats),
+        "survival": rng.random(n, floats),
+        "active": np.array([*range(3, 30, 2), *[0] * (n - n_active)], np.int32),
+        "n_active": np.array([n_active], np.int32), "arrived": np.zeros(1, np.uint32),
+        "exit_loop": np.zeros(n, np.int32), "depth": np.zeros((n, T), np.uint8),
+        "slot": np.arange(n, dtype=np.int32), "position": rng.integers(0, T, n).astype(np.int32),
+    }  # fmt: skip
+
+
+def leave(here: dict[str, np.ndarray], loop: int, threshold: float, sizes=(1, 256), seed=1) -> None:
+    names = [name for name, kind in LeaveArgs._fields_ if kind is Address]
+    arrays = (address(here[name]) for name in names)
+    args = LeaveArgs(*arrays, here["hidden"].shape[1], T, loop, 3, 1e-5, threshold)
+    runner = shim(64, 32)
+    runner.seed = seed
+    runner.launch("leave", args, *sizes)
+
+
 @pytest.mark.parametrize("threshold", [0.5, 2.0])
 @pytest.mark.parametrize("loop", [0, 2])
 def test_rows_leave_when_their_exit_cdf_reaches_the_threshold(threshold, loop):
-    rng, n, D = np.random.default_rng(1), 30, 96
-    hidden, norm = rng.standard_normal((n, D)).astype(np.float32), rng.random(D, np.float32)
-    gate, bias = (rng.standard_normal(D) * 0.3).astype(np.float32), np.zeros(1, np.float32)
-    survival = rng.random(n, np.float32)
-    final, exit_loop = np.zeros((n, D), np.float32), np.zeros(n, np.int32)
-    active, depth = np.array([*range(3, 30, 2), *[0] * 16], np.int32), np.zeros((n, T), np.uint8)
-    slot, position = np.arange(n, dtype=np.int32), rng.integers(0, T, n).astype(np.int32)
-    n_active, rows = np.array([14], np.int32), active[:14].copy()
+    here = before_leaving()
+    rows, hidden, survival = here["active"][:14].copy(), here["hidden"], here["survival"]
     normed = hidden[rows].astype(np.float64)
     normed /= np.sqrt((normed**2).mean(1, keepdims=True) + 1e-5)
-    normed *= norm
-    left = survival[rows] * (1 - 1 / (1 + np.exp(-(normed @ gate))))
+    normed *= here["norm_weight"]
+    left = survival[rows] * (1 - 1 / (1 + np.exp(-(normed @ here["gate_weight"]))))
     leaves = (1 - left >= threshold) | (loop == 2)
-    arrays = (hidden, final, norm, gate, bias, survival, active, n_active, exit_loop, depth, slot,
-              position)  # fmt: skip
-    args = LeaveArgs(*map(address, arrays), D, T, loop, 3, 1e-5, threshold)
-    shim(64, 32).launch("leave", args, 1, 128)
-    assert n_active[0] == (~leaves).sum()
-    assert active[: n_active[0]].tolist() == rows[~leaves].tolist()
+    leave(here, loop, threshold)
+    assert here["n_active"][0] == (~leaves).sum()
+    assert here["active"][: here["n_active"][0]].tolist() == rows[~leaves].tolist()
     np.testing.assert_allclose(hidden[rows], normed, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(survival[rows], left, rtol=1e-5)
-    assert np.array_equal(final[rows[leaves]], hidden[rows[leaves]])
-    assert not final[rows[~leaves]].any()
-    assert (exit_loop[rows] == np.where(leaves, loop + 1, 0)).all()
-    assert (depth[slot[rows], position[rows]] == np.where(leaves, loop + 1, 0)).all()
+    assert np.array_equal(here["final"][rows[leaves]], hidden[rows[leaves]])
+    assert not here["final"][rows[~leaves]].any()
+    ran = np.where(leaves, loop + 1, 0)
+    assert (here["exit_loop"][rows] == ran).all()
+    assert (here["depth"][here["slot"][rows], here["position"][rows]] == ran).all()
+
+
+def test_how_rows_are_spread_over_blocks_changes_no_bit_of_leaving():
+    """Some rows leave; blocks without a row, with one and with several, in any order of threads."""
+    wanted = before_leaving()
+    leave(wanted, 0, 0.5)
+    assert 0 < wanted["n_active"][0] < 14
+    for sizes, seed in (((30, 256), 2), ((3, 512), 3), ((14, 256), 4)):
+        found = before_leaving()
+        leave(found, 0, 0.5, sizes, seed)
+        assert all(np.array_equal(found[name], wanted[name]) for name in LEFT), sizes
+        assert found["arrived"][0] == 0
+
+
+def test_the_sums_of_leaving_are_in_the_order_that_is_documented():
+    """Columns of 256, halves of a warp, warps in order: bit by bit in NumPy."""
+    here, D = before_leaving(1, 1), 600
+    here["active"][0], row = 0, here["hidden"][0].copy()
+    leave(here, 0, 2.0)
+
+    def added(terms: np.ndarray) -> np.float32:
+        """`terms` are fused products: exact in float64, rounded when added."""
+        columns = np.zeros(256, np.float32)
+        for k in range(0, D, 256):
+            part = terms[k : k + 256]
+            columns[: len(part)] = (columns[: len(part)].astype(np.float64) + part).astype("f4")
+        warps = columns.reshape(8, 32)
+        for half in (16, 8, 4, 2, 1):
+            warps = warps[:, :half] + warps[:, half : 2 * half]
+        total = np.float32(0)
+        for one in warps[:, 0]:
+            total += one
+        return total
+
+    squares = added(row.astype(np.float64) ** 2)
+    inverse = np.float32(1) / np.sqrt(squares / np.float32(D) + np.float32(1e-5))
+    normed = row * inverse * here["norm_weight"]
+    assert np.array_equal(here["hidden"][0], normed)
+    gate = added(normed.astype(np.float64) * here["gate_weight"].astype(np.float64))
+    kept = np.float32(1) - np.float32(1) / (np.float32(1) + sampling.exp32(-gate))
+    start = before_leaving(1, 1)["survival"][0]
+    assert here["survival"][0] == start * np.float32(kept)
 
 
 def sampled(logits, temperature, top_k, top_p, seeds, place):

@@ -101,7 +101,14 @@ def test_what_generates_text_is_said_and_a_gpu_that_cannot_has_a_mend(monkeypatc
     assert check("decoding").state == doctor.OPTIONAL
     assert "gpu-not-used" in check("decoding").mend
     reasons[0] = ""
-    assert check("decoding").found.startswith("cuda: checked against the CPU")
+
+    def fails(*_):
+        raise RuntimeError("CUDA driver: an illegal instruction (715)\nand more")
+
+    monkeypatch.setattr("nanochat_lib.model.backend._open_on_gpu", fails)
+    found = check("decoding")
+    assert found.state == doctor.OPTIONAL
+    assert found.found == "cpu: CUDA driver: an illegal instruction (715)"
 
 
 def test_little_memory_and_a_full_disk_are_said(monkeypatch) -> None:

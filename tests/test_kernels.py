@@ -272,6 +272,22 @@ def test_backend_is_chosen_by_argument_then_environment_then_machine(monkeypatch
     assert [row["backend"] for row in kernels.describe() if row["chosen"]] == ["generic"]
 
 
+def test_the_best_level_is_bounded_by_what_is_asked_and_by_the_machine(monkeypatch):
+    here = [name for name in kernels.backends() if name != "reference"]
+    assert kernels.best_level() == here[-1]
+    for name in here:
+        assert kernels.best_level(name) == name
+    monkeypatch.setattr(kernels, "backends", lambda: ("reference", "generic", "avx2"))
+    asked = ("generic", "avx2", "avx512vnni", "amx")
+    assert [kernels.best_level(name) for name in asked] == ["generic", "avx2", "avx2", "avx2"]
+    with pytest.raises(ValueError, match="no kernel level 'AVX2'; known: generic, avx2"):
+        kernels.best_level("AVX2")
+    monkeypatch.setenv("NANOCHAT_KERNEL", "generic")
+    assert kernels.best_level() == "generic"
+    monkeypatch.setenv("NANOCHAT_KERNEL", "reference")
+    assert kernels.best_level("avx2") == "generic"
+
+
 def test_a_cpu_without_avx2_is_served_by_the_generic_backend(tmp_path):
     """A fresh process that is told to know only SSE2: avx2 is refused, and never compiled."""
     program = """

@@ -76,7 +76,7 @@ def test_short_context_loss_gives_each_position_only_recent_tokens():
     windows = ToyData().validation_windows("real", 64, 2)
     loss = _short_context_loss(model, windows, 16)
     assert not np.isnan(loss).any()
-    last = loss_by_position(model, windows[:, 48:], 2)  # positions 48 to 63 seen alone
+    last = loss_by_position(model, windows[:, 48:])  # positions 48 to 63 seen alone
     assert np.allclose(loss[56:], last[8:], atol=1e-5)
 
 

@@ -7,7 +7,13 @@ import torch
 from test_pretrain import TINY, Recorder, ToyData, configured
 
 from nanochat_lib.config import ModelConfig, PretrainConfig, RunConfig
-from nanochat_lib.hardware.planner import activation_bytes, make_plan, train_flops_per_token
+from nanochat_lib.hardware.planner import (
+    activation_bytes,
+    count_parameters,
+    make_plan,
+    train_flops_per_token,
+    training_memory_gb,
+)
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
@@ -28,12 +34,14 @@ def shaped(name):
     return ModelConfig(**SHAPES[name], **heads)
 
 
-def step(model, tokens, mode, dtype=torch.float32):
+def step(model, tokens, mode, dtype=torch.float32, *, is_int8=False):
     """Return (peak bytes, gradients) of a forward and backward pass over all exits."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     live = LiveBytes()
-    with live, recomputed(model, mode), execution.autocast(torch.device("cpu"), dtype):
+    int8 = execution.int8_products(model, is_int8)
+    cast = execution.autocast(torch.device("cpu"), dtype)
+    with live, int8, recomputed(model, mode), cast:
         hidden = model(tokens).hidden
         sum(h.float().square().mean() * (r + 1) for r, h in enumerate(hidden)).backward()
     return live.peak, {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -63,6 +71,30 @@ def test_gradients_are_equal_and_memory_falls_as_the_planner_says(shape, dtype):
     for mode in ("layer", "loop"):
         for name, gradient in gradients["none"].items():
             assert torch.equal(gradient, gradients[mode][name]), (mode, name)
+
+
+@pytest.mark.parametrize("products", ["float", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_planner_knows_what_products_need(mode, dtype, products):
+    """A model with few positions shows what weights take, one with many what activations do."""
+    big = ModelConfig(
+        n_layers=6, n_loops=3, d_model=256, d_ff=768, n_heads=4, n_kv_heads=4, vocab_size=300,
+        max_seq_len=64,
+    )  # fmt: skip
+    for config, n_rows, n_positions in ((big, 1, 8), (shaped("wide"), 32, 64)):
+        plan = PretrainConfig(
+            micro_batch_size=n_rows, batch_size=n_rows, seq_len=n_positions, dtype=dtype,
+            activation_checkpointing=mode, products=products,
+        )  # fmt: skip
+        run = RunConfig(model=config, pretrain=plan)
+        parts = training_memory_gb(run, count_parameters(config))
+        tokens = torch.randint(0, 300, (n_rows, n_positions))
+        peak, _ = step(
+            LoopLM(config, seed=1), tokens, mode, getattr(torch, dtype), is_int8=products == "int8"
+        )
+        estimate = 1e9 * (parts["products"] + parts["activations"])
+        assert 0.65 < peak / estimate < 1.5, (n_positions, peak, estimate)
 
 
 @pytest.mark.parametrize("mode", ["layer", "loop"])

@@ -71,9 +71,10 @@ def test_the_real_machine_is_compared_with_the_profile() -> None:
 
 
 def test_preferences_without_effect_are_said() -> None:
-    assert "numa_aware = True" in _findings(A)["preferences"]
+    assert "openmp_threads = 56" in _findings(C)["preferences"]
     assert "tensor_parallel = True" in _findings(B)["preferences"]
     assert "2 processes train, one for each GPU" in _findings(B)["preferences"]
+    assert "preferences" not in _findings(A)  # what reads numa_aware and preferred_kernel decodes
     assert "preferences" not in _findings("laptop")
 
 

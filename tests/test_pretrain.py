@@ -261,12 +261,15 @@ def test_after_the_last_step_only_the_gate_learns_and_tables_are_rounded(whole):
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path):
-    losses = []
+    losses, of_gate = [], []
     for size in (2, 8):
         recorder = Recorder()
-        config = configured(micro_batch_size=size, total_steps=6, gate_steps=0)
+        config = configured(micro_batch_size=size, total_steps=6, gate_steps=2)
         pretrain(config, ToyData(), tmp_path / str(size), log=recorder)
         losses.append([v for _, v in recorder.series(Metric.LOSS)])
+        of_gate.append([v for _, v in recorder.series(Metric.GATE_LOSS)])
+    assert len(of_gate[0]) == 2
+    assert of_gate[0] == pytest.approx(of_gate[1], rel=0.02)
     assert losses[0] == pytest.approx(losses[1], abs=0.01)
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)
 

@@ -8,14 +8,13 @@ are replayed as CUDA graphs that take turns, and a time is the median of nine re
 DIR/gpu.json: machine, date, commit, rows, and each target with what was reached. Without a GPU it
 says why, and ends with 1.
 
-The day a GPU is at hand, from a checkout with a CUDA build of torch:
+The day a GPU is at hand: `make gpu` in a checkout, then commit reports/gpu. It asks the doctor,
+runs the tests that take a GPU (equal to the reference, in graphs too), this benchmark, those of
+decoding and of training, and compute-sanitizer over the tests (it comes with CUDA's toolkit).
 
-    pip install -c constraints.txt -e '.[dev,cuda-check,gpu-peers]'
-    python -m pytest -m gpu tests/gpu                # equal to the reference, in graphs too
-    compute-sanitizer python -m pytest -m gpu tests/gpu -k sanitizer    # and --tool racecheck
-    python -m kernels.bench_gpu --out reports/gpu    # then commit reports/gpu/gpu.json
-    python -m nanochat_lib.publish.decode_gpu --out reports/gpu/decode.json
-    python -m nanochat_lib.train.bench --gpu --json reports/gpu/training.json
+Blocks of the persistent kernel wait for each other: if one never comes, nothing ends the wait, so
+every step has a time limit; `--loops graph` of decode_gpu and `-k 'not persistent and not
+sanitizer'` of pytest leave that kernel alone.
 """
 
 from __future__ import annotations
@@ -24,29 +23,44 @@ import time
 from collections.abc import Sequence
 
 from kernels.bench_gpu import products
-from kernels.bench_gpu.start import facts, is_refused, out_path, write
+from kernels.bench_gpu.start import Row, facts, is_refused, parser_of, write
 from kernels.bench_gpu.targets import checks, format_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write DIR/gpu.json and print a table; 1 when there is no GPU."""
-    out = out_path(arguments, __doc__, "folder for gpu.json")
+    out = parser_of(__doc__, "folder for gpu.json").parse_args(arguments).out
     if is_refused():
         return 1
     began = time.monotonic()
-    rows = [*products.ceilings(), *products.products(), *products.training()]
+    rows, faults = _measured()
     report = facts() | {
         "seconds": round(time.monotonic() - began, 1),
         "rows": rows,
         "checks": checks(rows),
         "not_measured": [
+            *(f"{name}: {type(error).__name__}: {error}" for name, error in faults.items()),
             "decode (nanochat_lib.publish.decode_gpu does)",
             "whole training steps (nanochat_lib.train.bench --gpu does)",
         ],
     }
     write(out / "gpu.json", report)
     print(format_report(report))
+    for error in faults.values():
+        raise error
     return 0
+
+
+def _measured() -> tuple[list[Row], dict[str, Exception]]:
+    """Return the rows of all parts, and what ended a part: the others are measured all the same."""
+    rows, faults = [], {}
+    parts = (products.ceilings, products.products, products.training)
+    for part in parts:
+        try:
+            rows += part()
+        except Exception as error:  # kept until the file is written, then raised
+            faults[part.__name__] = error
+    return rows, faults
 
 
 if __name__ == "__main__":

@@ -63,10 +63,11 @@ def find_peers() -> Peers:
     """Return GemLite, ready, or the reason why it is not measured."""
     try:
         return Peers(importlib.import_module("gemlite.helper"))
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "gemlite":
+    except Exception as error:  # a stranger's code, which another Triton may break in any way
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "gemlite":
             return Peers(None, "not installed: pip install '.[gpu-peers]'")
-        return Peers(None, f"cannot be imported: {error}")
+        text = f"cannot be imported: {type(error).__name__}: {error}"
+        return Peers(None, text.splitlines()[0])
 
 
 def error_of(layer: Callable, codes: Tensor, scale: float, x: Tensor) -> float:

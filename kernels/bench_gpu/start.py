@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from kernels.cuda.driver import why_unavailable
 Row = dict[str, Any]
 
 
-def out_path(arguments: Sequence[str] | None, doc: str, what: str) -> Path:
-    """Return the path after --out; `doc` is the program's description, `what` the option's."""
+def parser_of(doc: str, what: str) -> argparse.ArgumentParser:
+    """Return a parser that knows --out; `doc` is the program's description, `what` the option's."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help=what)
-    return parser.parse_args(arguments).out
+    return parser
 
 
 def is_refused() -> bool:

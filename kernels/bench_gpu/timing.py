@@ -6,12 +6,18 @@ In: for each name the calls that take turns over their weights; out: microsecond
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kernels.bench_gpu.start import Row
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 N_REPLAYS = 9
+WARM_SECONDS = 0.05
 LAUNCHES = 40  # in a graph, at least
 Calls = Sequence[Callable[[], object]]
 
@@ -29,6 +35,7 @@ def graph_of(calls: Calls, launches: int = LAUNCHES) -> Graph:
     import torch
 
     n, stream = max(launches, len(calls)), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # what the calls read was made there
     with torch.cuda.stream(stream):
         for call in calls[:3]:
             call()  # compiles, and tunes
@@ -41,26 +48,47 @@ def graph_of(calls: Calls, launches: int = LAUNCHES) -> Graph:
 
 
 def times_us(graphs: dict[str, Graph]) -> dict[str, float]:
-    """Return the median time of one call of each graph; replays of all graphs take turns."""
+    """Return the median time of one call of each graph; replays of all graphs take turns.
+
+    An untimed replay goes before each timed one, so that the GPU is at work while the host launches
+    what is timed, and all are replayed for a while before, so that its clocks have risen.
+    """
     import torch
 
+    _warm_up(graphs)
     times: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(N_REPLAYS + 2):
+    for _ in range(N_REPLAYS):
         for name, graph in graphs.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            graph.replay()
             begin.record()
             graph.replay()
             end.record()
             end.synchronize()
             times[name].append(begin.elapsed_time(end) * 1e3 / graph.n_calls)
-    return {name: statistics.median(values[2:]) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
-def time_eager_us(call: Callable[[], object]) -> float:
-    """Return the median time of a call that a graph cannot hold as it is."""
+def _warm_up(graphs: dict[str, Graph]) -> None:
+    import torch
+
+    until = time.monotonic() + WARM_SECONDS
+    while time.monotonic() < until:
+        for graph in graphs.values():
+            graph.replay()
+        torch.cuda.synchronize()
+
+
+def time_eager_us(call: Callable[[], object], leaves: Sequence[Tensor]) -> float:
+    """Return the median time of a call that a graph cannot hold as it is.
+
+    Gradients of `leaves` are dropped between calls, outside the time: adding to those of the call
+    before would cost one side more than the other.
+    """
     from triton.testing import do_bench
 
-    return do_bench(call, warmup=200, rep=500, return_mode="median") * 1e3
+    options = {"grad_to_none": leaves, "return_mode": "median"}
+    return do_bench(call, warmup=200, rep=500, **options) * 1e3
 
 
 def row_of(kernel: str, shape: tuple[int, int, int], us: float, n_bytes: float) -> Row:

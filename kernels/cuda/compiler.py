@@ -83,10 +83,10 @@ def nvrtc() -> ctypes.CDLL:
         CudaUnavailableError: none was found.
     """
     for path in _candidates():
-        # The compiler looks for this by name alone, and not beside itself: it finds what is loaded.
-        for part in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
-            ctypes.CDLL(str(part))
         try:
+            # The compiler looks for this by name, and not beside itself: it finds what is loaded.
+            for part in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
+                ctypes.CDLL(str(part))
             return ctypes.CDLL(path)
         except OSError:
             continue
@@ -100,13 +100,18 @@ def _candidates() -> Iterator[str]:
     """Yield libnvrtc of NVIDIA's packages, newest first, of a CUDA toolkit, of the system."""
     packages = importlib.util.find_spec("nvidia")
     for folder in (packages and packages.submodule_search_locations) or ():
-        yield from sorted(map(str, Path(folder).rglob("libnvrtc.so*")), reverse=True)
+        yield from sorted(map(str, Path(folder).rglob("libnvrtc.so*")), key=_version, reverse=True)
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name):
             yield str(Path(os.environ[name]) / "lib64" / "libnvrtc.so")
     system = find_library("nvrtc")
     if system:
         yield system
+
+
+def _version(path: str) -> list[int]:
+    """Return the numbers behind a library's .so: 13 comes after 9, whatever its folder is named."""
+    return [int(number) for number in re.findall(r"\d+", path.rpartition(".so")[2])]
 
 
 def version(library: ctypes.CDLL) -> str:

@@ -114,8 +114,8 @@ class LeaveArgs(ctypes.Structure):
     _fields_ = (
         ("hidden", Address), ("final", Address), ("norm_weight", Address),
         ("gate_weight", Address), ("gate_bias", Address), ("survival", Address),
-        ("active", Address), ("n_active", Address), ("exit_loop", Address), ("depth", Address),
-        ("slot", Address), ("position", Address),
+        ("active", Address), ("n_active", Address), ("arrived", Address), ("exit_loop", Address),
+        ("depth", Address), ("slot", Address), ("position", Address),
         ("d_model", Int), ("max_len", Int), ("loop", Int), ("n_loops", Int),
         ("eps", Float), ("threshold", Float),
     )  # fmt: skip

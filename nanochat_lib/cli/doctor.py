@@ -201,10 +201,10 @@ def _gpu() -> Found:
 
 
 def _decoding() -> Found:
-    """Say what generates text where `hardware.decode_device` is auto."""
-    from nanochat_lib.model.backend import choice_here
+    """Say what generates text where `hardware.decode_device` is auto; a GPU has to show it."""
+    from nanochat_lib.model.backend import checked_here
 
-    choice = choice_here()
+    choice = checked_here()
     found = f"{choice.device}: {choice.why}"
     if choice.device == "cpu" and detect_machine().gpus:
         return OPTIONAL, found, f"mend that to generate text on the GPU; see {GUIDE}#gpu-not-used"

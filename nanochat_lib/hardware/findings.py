@@ -184,9 +184,7 @@ def _machine(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
 
 # Preferences that a profile may state and that nothing acts on yet: said, so that nobody waits for
 # an effect. A name leaves this list in the commit that makes it work.
-WITHOUT_EFFECT = (
-    "numa_aware", "tensor_parallel", "use_openmp", "openmp_threads", "preferred_kernel",
-)  # fmt: skip
+WITHOUT_EFFECT = ("tensor_parallel", "use_openmp", "openmp_threads")
 
 
 def _preferences(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:

@@ -10,6 +10,7 @@ P stored parameters, L layers, R loops, D d_model, F d_ff, V vocabulary, T posit
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from operator import mul
 from typing import Any
 
 from nanochat_lib.config import ModelConfig, RunConfig
@@ -21,6 +22,15 @@ LOGITS_CHUNK_TOKENS = 4096  # positions whose logits exist at once in the chunke
 # FLOPs a step computes for each FLOP of the model: checkpoints recompute the forward pass once, and
 # nested ones twice.
 RECOMPUTE = {"none": 1.0, "layer": 8 / 6, "loop": 10 / 6}
+# Of a matrix's parameter during a step: as it multiplies, and its gradient summed over the loops.
+PRODUCT_BYTES = {"float32": 4 + 4, "bfloat16": 2 + 2, "int8": 2 + 4}
+# fp32 values (D, F) that a layer in one loop keeps for its backward pass, at a position; and those
+# that exist at once while that runs.
+KEPT_VALUES = {
+    ("float", "float32"): (10, 4), ("float", "bfloat16"): (8.5, 2),
+    ("int8", "float32"): (6.9, 2.25), ("int8", "bfloat16"): (4.9, 1.25),
+}  # fmt: skip
+INT8_WORKING_VALUES = (4.5, 9.8)
 OPTIMIZER_BYTES = {"muon": 4.0, "adamw": 8.0, "adamw_8bit": 2 * (1 + 4 / 256)}  # of matrices
 
 
@@ -152,8 +162,8 @@ def training_memory_gb(config: RunConfig, parameters: ParameterCount) -> dict[st
     """Return the memory of a training step by part, in GB on one device.
 
     fp32 weights and gradients; AdamW keeps two fp32 values a parameter, in 8 bits two bytes, Muon
-    one fp32 value for matrices. Activations as `activation_bytes` says; logits of one chunk of the
-    loss, forward and backward.
+    one fp32 value for matrices. Products as `PRODUCT_BYTES` says, activations as `activation_bytes`
+    does; logits of one chunk of the loss, forward and backward.
     """
     model, train = config.model, config.pretrain
     positions = _positions(config)
@@ -162,8 +172,10 @@ def training_memory_gb(config: RunConfig, parameters: ParameterCount) -> dict[st
     optimizer = parameters.layers * of_matrix + parameters.other * of_table
     kept, working_set = activation_bytes(config)
     logits = min(positions, LOGITS_CHUNK_TOKENS) * model.vocab_size * 4 * 2
+    products, dtype = _products(config)
     parts = {
         "weights": parameters.stored * 4,
+        "products": parameters.layers * PRODUCT_BYTES[products if products == "int8" else dtype],
         "gradients": parameters.stored * 4,
         "optimizer": optimizer,
         "activations": kept + working_set,
@@ -176,23 +188,35 @@ def training_memory_gb(config: RunConfig, parameters: ParameterCount) -> dict[st
 def activation_bytes(config: RunConfig) -> tuple[float, float]:
     """Return the bytes of activations kept for the whole backward pass, and of one layer's.
 
-    A layer in one loop keeps 10 D + 4 F fp32 values a position, 8.5 D + 2 F where bfloat16 halves
-    those of the matmuls (counted in a running model; a test compares). With checkpoints only the
-    layer that is recomputed does; kept is the residual stream, in fp32, before every layer in every
-    loop, or before every loop and the layers of one. The exits' states and their gradients remain.
+    A layer in one loop keeps `KEPT_VALUES` (counted in a running model; a test compares). With
+    checkpoints only the layer that is recomputed does; kept is the residual stream, in fp32, before
+    every layer in every loop, or before every loop and the layers of one. The exits' states and
+    their gradients remain.
     """
     model, train = config.model, config.pretrain
     positions, stream = _positions(config), model.d_model * 4
-    is_half = train.dtype == "bfloat16" or (train.dtype == "auto" and config.hardware.n_gpus > 0)
-    wide, inner = (8.5, 2) if is_half else (10, 4)
-    layer = (wide * model.d_model + inner * model.d_ff) * 4
+    products, dtype = _products(config)
+    widths = (4 * model.d_model, 4 * model.d_ff)
+    layer = working = sum(map(mul, KEPT_VALUES[products, dtype], widths))
+    if products == "int8":
+        working = sum(map(mul, INT8_WORKING_VALUES, widths))
     n_layers, n_loops = model.n_layers, model.n_loops
     kept = {
         "none": (n_layers * n_loops - 1) * layer,
         "layer": n_layers * n_loops * stream,
         "loop": (n_layers + n_loops) * stream,
     }[train.activation_checkpointing]
-    return positions * (kept + 2 * n_loops * stream), positions * layer
+    return positions * (kept + 2 * n_loops * stream), positions * working
+
+
+def _products(config: RunConfig) -> tuple[str, str]:
+    """Return how layers multiply, "float" or "int8", and in which type; "auto" before it is known.
+
+    Whether int8 pays is timed on the GPU: until then it is planned as float.
+    """
+    train = config.pretrain
+    is_half = train.dtype == "bfloat16" or (train.dtype == "auto" and config.hardware.n_gpus > 0)
+    return "int8" if train.products == "int8" else "float", "bfloat16" if is_half else "float32"
 
 
 def _positions(config: RunConfig) -> int:

@@ -13,28 +13,23 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from kernels.cuda.driver import why_unavailable
-from nanochat_lib.config import HardwareConfig
+from nanochat_lib.config import HardwareConfig, ModelConfig
 from nanochat_lib.errors import WorkbenchError
 from nanochat_lib.hardware.detect import detect_machine
-from nanochat_lib.model.request import Decoder, Draft, Sampling
+from nanochat_lib.model.decoding.agreement import LONG, compare, n_tokens_compared
+from nanochat_lib.model.request import Decoder, Draft
 
 if TYPE_CHECKING:  # torch takes three seconds to import
-    from nanochat_lib.model.engine import Engine
+    from nanochat_lib.model.engine_gpu import GpuEngine
     from nanochat_lib.model.looplm import LoopLM
 
 logger = logging.getLogger(__name__)
 
-N_TOKENS = 4  # of each text that is compared
-LENGTHS = (1, 3, 8)  # of the prompts, in turn; the first is long, so that attention is shared out
-LONG = 150
-# A token may fall behind the best by this share of the logits' spread. Keys and values in float16,
-# and codes that fall on the other side of a half, move logits by up to 0.01 of it.
-LOGIT_LIMIT = 0.2
-EXIT_THRESHOLD = 0.55  # a fresh gate reaches 0.5, or k/R, where rounding would decide
-ENTROPY_LIMIT = 0.1  # nats; by the same causes up to 0.005 on trained models
+FAILURES = (WorkbenchError, RuntimeError, MemoryError)  # also of torch and of the driver
+AT_MOST = {"generic": "generic", "AVX2": "avx2", "AVX512": "avx512vnni"}
+PROBE = ModelConfig(vocab_size=2048, d_model=512, n_layers=2, n_loops=3, n_heads=8, d_ff=1536)
+PROBE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,25 @@ def choice_here() -> Choice:
     reason = why_unavailable()
     if reason:
         return Choice("cpu", reason)
-    return Choice("cuda", "checked against the CPU whenever a model is opened")
+    return Choice("cuda", "compared with the CPU engine whenever a model is opened")
+
+
+def checked_here() -> Choice:
+    """Return what `choice_here` does after opening a small random model where that is a GPU.
+
+    `why` then holds the distances that were found.
+    """
+    choice = choice_here()
+    if choice.device == "cpu":
+        return choice
+    from nanochat_lib.model.looplm import LoopLM
+
+    try:
+        sizes = {"max_batch": PROBE_ROWS, "max_seq_len": None}
+        engine = _open_on_gpu(LoopLM(PROBE), sizes, None)
+    except FAILURES as error:
+        return Choice("cpu", _first_line(error))
+    return Choice("cuda", f"decodes as the CPU engine does: {engine.agreement}")
 
 
 def open_engine(
@@ -66,11 +79,12 @@ def open_engine(
 
     Args:
         model: what decodes.
-        hardware: `decode_device`, and for the CPU `cpu_threads` and `numa_aware`.
+        hardware: `decode_device`, and for the CPU `cpu_threads`, `numa_aware` and the level of
+            kernels that `preferred_kernel` allows; its "CUDA" asks for what "auto" does.
         max_batch: sequences decoded at the same time.
         max_seq_len: longest prompt plus completion; by default the model's.
         packing: "2bit", or "base3" (CPU alone).
-        draft: draft with fewer loops and verify with all (CPU alone).
+        draft: draft with fewer loops and verify with all; by default off.
 
     Raises:
         WorkbenchError: the model cannot be packed, or CUDA was asked for by name and cannot run.
@@ -79,12 +93,14 @@ def open_engine(
 
     sizes, reason = {"max_batch": max_batch, "max_seq_len": max_seq_len}, ""
     if hardware.decode_device != "cpu":
-        reason = _lacking(packing, draft) or why_unavailable()
+        reason = why_unavailable()
+        if packing != "2bit":
+            reason = f"it does not read weights packed as {packing}"
         try:
             if not reason:
-                return _open_on_gpu(model, sizes)
-        except (WorkbenchError, RuntimeError) as error:  # of torch and of the driver
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+                return _open_on_gpu(model, sizes, draft)
+        except FAILURES as error:
+            reason = _first_line(error)
     if hardware.decode_device == "cuda":
         raise WorkbenchError(
             f"hardware.decode_device is cuda, and the GPU cannot decode here: {reason}. "
@@ -94,76 +110,30 @@ def open_engine(
     engine = Engine.from_model(
         model, **sizes, packing=packing, draft=draft, threads=threads, numa=numa
     )
+    engine.use(AT_MOST.get(hardware.preferred_kernel, "amx"))
     if reason and detect_machine().gpus:
         engine.runs_on += f"; not on the GPU: {reason}"
         logger.warning("Decoding runs on the CPU: %s.", reason)
     return engine
 
 
-def _lacking(packing: str, draft: Draft | None) -> str:
-    """Return which wish the GPU engine cannot fulfil; empty when none."""
-    if draft is not None:
-        return "it does not draft"
-    if packing != "2bit":
-        return f"it does not read weights packed as {packing}"
-    return ""
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _open_on_gpu(model: LoopLM, sizes: dict[str, int | None]) -> Decoder:
+def _open_on_gpu(model: LoopLM, sizes: dict[str, int | None], draft: Draft | None) -> GpuEngine:
     from nanochat_lib.model.engine import Engine
     from nanochat_lib.model.engine_gpu import GpuEngine
 
-    engine = GpuEngine.from_model(model, **sizes)
-    length = min(engine.max_seq_len, LONG + N_TOKENS)
+    engine, n_drafts = (
+        GpuEngine.from_model(model, **sizes, draft=draft),
+        draft.tokens if draft else 0,
+    )
+    length = min(engine.max_seq_len, LONG + n_tokens_compared(n_drafts))
     caches = {"max_batch": engine.n_rows, "max_seq_len": length}
     judge = Engine.from_weights(model.config, engine.weights, **caches)
-    if reason := disagreement(engine, judge, engine.n_rows):
-        raise WorkbenchError(f"its texts are not those of the CPU engine: {reason}")
+    engine.agreement = compare(engine, judge, engine.n_rows, n_drafts)
+    if engine.agreement.fault:
+        raise WorkbenchError(f"its texts are not those of the CPU engine: {engine.agreement.fault}")
+    logger.info("The GPU decodes as the CPU engine does: %s.", engine.agreement)
     return engine
-
-
-def disagreement(engine: Decoder, judge: Engine, n_texts: int) -> str:
-    """Return where an engine's tokens are not what the CPU engine computes; empty when nowhere.
-
-    Greedy tokens must have the best logits, sampled ones be among the best `top_k`, entropies
-    agree, and with early exit most first tokens leave at the same loop. `n_texts` are written at
-    once: as many as the engine has rows, so that every row is looked at.
-    """
-    rng = np.random.default_rng(0)
-    lengths = [LENGTHS[i % len(LENGTHS)] if i else LONG for i in range(n_texts)]
-    room = max(judge.max_seq_len + 1 - N_TOKENS, 1)
-    prompts = [rng.integers(0, judge.config.vocab_size, min(n, room)).tolist() for n in lengths]
-    for name, sampling in {
-        "greedy": Sampling(N_TOKENS, temperature=0, top_k=1),
-        "sampled": Sampling(N_TOKENS, top_k=4),
-    }.items():
-        for prompt, one in zip(prompts, engine.generate(prompts, sampling), strict=True):
-            n_tokens = min(N_TOKENS, judge.max_seq_len - len(prompt) + 1)
-            if len(one.tokens) != n_tokens:
-                return f"{len(one.tokens)} {name} tokens, not {n_tokens}"
-            if not all(0 <= token < judge.config.vocab_size for token in one.tokens):
-                return f"a {name} token is none of the vocabulary"
-            logits = judge.logits([*prompt, *one.tokens[:-1]])[len(prompt) - 1 :]
-            behind, apart = _distances(logits, one.tokens, one.token_entropy, sampling.top_k)
-            if not behind <= LOGIT_LIMIT:
-                return f"a {name} token's logit is {behind:.2f} standard deviations too low"
-            if not apart <= ENTROPY_LIMIT:
-                return f"the entropy of a {name} token is {apart:.2f} nats off"
-    leaving = Sampling(1, temperature=0, exit_threshold=EXIT_THRESHOLD)
-    pairs = zip(engine.generate(prompts, leaving), judge.generate(prompts, leaving), strict=True)
-    n_equal = sum(one.exit_loops == other.exit_loops for one, other in pairs)
-    if 4 * n_equal < 3 * len(prompts):
-        return f"{len(prompts) - n_equal} of {len(prompts)} tokens leave at another loop"
-    return ""
-
-
-def _distances(
-    logits: np.ndarray, tokens: list[int], entropy: list[float], top_k: int
-) -> tuple[float, float]:
-    """Return how far tokens fall behind the best k, in spreads, and entropies (nats) are off."""
-    rows = logits.astype(np.float64)
-    kth = np.sort(rows, axis=1)[:, -min(top_k, rows.shape[1])]
-    behind = (kth - rows[np.arange(len(rows)), tokens]) / rows.std(axis=1)
-    log_p = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
-    apart = np.abs(-(np.exp(log_p) * log_p).sum(axis=1) - entropy)
-    return float(behind.max()), float(apart.max())

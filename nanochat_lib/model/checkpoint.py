@@ -81,7 +81,8 @@ def save_checkpoint(
         weights = {k: v.detach().float().cpu().contiguous() for k, v in _state_dict(model).items()}
         save_file(weights, draft / MODEL)
         if state is not None:
-            save_file(state.tensors, draft / STATE_TENSORS)
+            tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
+            save_file(tensors, draft / STATE_TENSORS)
             _write_json(draft / STATE_VALUES, state.values)
         if tokenizer_json is not None:
             shutil.copyfile(tokenizer_json, draft / TOKENIZER)

@@ -39,6 +39,7 @@ from nanochat_lib.model.request import (
     Draft,
     Generation,
     Sampling,
+    check_limits,
     check_prompts,
     check_same_shape,
     seeds_of,
@@ -53,8 +54,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.max_seq_len = options.max_seq_len
-        self.backend = _backend()
-        self.runs_on = f"cpu ({self.backend})"
+        self.use("amx")
         self._options = options
         self._shape = shape_of(config, options.packing)
         self._weights = weights
@@ -95,7 +95,7 @@ class Engine:
         config.require_stock("The packed engine")
         length = max_seq_len or config.max_seq_len
         threads = threads or usable_cores()
-        _check_limits(config, max_batch, length, threads)
+        check_limits(config, max_batch, length, threads)
         options = _Options(length, threads, packing, draft or Draft(0, 0), _nodes(numa))
         if draft and not (1 <= draft.loops < config.n_loops and draft.tokens >= 1):
             raise WorkbenchError(
@@ -116,6 +116,18 @@ class Engine:
         """Allocate caches for weights that somebody else packed, in 2 bits, and may reload."""
         options = _Options(max_seq_len, usable_cores(), "2bit", Draft(0, 0), ())
         return cls(config, weights, _new_states(config, options, max_batch), options)
+
+    def use(self, at_most: str) -> None:
+        """Compute with the best kernels of this machine up to a level from now on; the same bits.
+
+        Raises:
+            WorkbenchError: there is no such level, or NANOCHAT_KERNEL names one that is not here.
+        """
+        try:
+            self.backend = kernels.best_level(at_most)
+        except ValueError as error:
+            raise WorkbenchError(f"The decode engine has no kernels: {error}.") from error
+        self.runs_on = f"cpu ({self.backend})"
 
     def reload(self, model: LoopLM) -> None:
         """Pack the current parameters of a model of the same shape again, in place.
@@ -292,28 +304,6 @@ def _nodes(wanted: bool) -> tuple[frozenset[int], ...]:
             len(nodes),
         )
     return tuple(nodes) if len(nodes) > 1 else ()
-
-
-def _check_limits(config: ModelConfig, max_batch: int, length: int, threads: int) -> None:
-    if length > config.max_seq_len:
-        raise WorkbenchError(
-            f"max_seq_len {length} exceeds the model's {config.max_seq_len}. "
-            "Extend the context first (stage 4)."
-        )
-    if min(max_batch, length, threads) < 1:
-        raise WorkbenchError(
-            f"max_batch {max_batch}, max_seq_len {length} and threads {threads} "
-            "must all be at least 1."
-        )
-
-
-def _backend() -> str:
-    """Return the kernel level of the decode program; the reference is not one of them."""
-    try:
-        name = kernels.choose_backend()
-    except ValueError as error:
-        raise WorkbenchError(f"NANOCHAT_KERNEL: {error}") from error
-    return name if name in LEVELS else "generic"
 
 
 def _twins(prompts: Sequence[Sequence[int]]) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Generate text on a GPU: the decode engine's twin for packed ternary weights (decoding/gpu.py).
 
-In: prompts as token ids; out: what `Engine.generate` returns. A step is captured once as a CUDA
-graph and replayed for every token. `backend.open_engine` chooses it, after comparing a few tokens
-with `Engine`: no GPU has run it yet. Its launches are tested on a CPU (tests/test_gpu_step.py), and
-by tests/gpu on the day one is there. It drafts where asked to, and has no 1.6-bit packing.
+In: prompts as token ids; out: what `Engine.generate` returns. A step is captured as a CUDA graph
+when it is first wanted, kept, and replayed for every token. `backend.open_engine` chooses it, after
+comparing a few tokens with `Engine`: no GPU has run it yet. Its launches are tested on a CPU
+(tests/test_gpu_step.py), and by tests/gpu on the day one is there. It drafts where asked to, and
+has no 1.6-bit packing.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from kernels.cuda.driver import device, program, why_unavailable
 from kernels.cuda.products import MAX_TOKENS, plan_product
 from nanochat_lib.config import ModelConfig
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.decoding.agreement import Agreement
 from nanochat_lib.model.decoding.gpu import LOOPS, Step
 from nanochat_lib.model.decoding.gpu_arguments import Sizes
 from nanochat_lib.model.decoding.gpu_batch import generate
@@ -27,10 +30,13 @@ from nanochat_lib.model.request import (
     Draft,
     Generation,
     Sampling,
+    check_limits,
     check_prompts,
     check_same_shape,
     seeds_of,
 )
+
+MAX_GRAPHS = 8  # kept, those last used; each takes a few MB on the GPU
 
 
 class TorchMemory:
@@ -58,6 +64,8 @@ class GpuEngine:
         self.config, self.max_seq_len = config, step.sizes.max_len
         self.n_rows = step.sizes.n_sequences
         self.weights, self._step = weights, step  # in memory, for the next `reload`; on the GPU
+        self.agreement: Agreement | None = None  # with the CPU engine, when it was compared
+        self._graphs: dict[tuple, Callable[[], None]] = {}
 
     @classmethod
     def from_model(
@@ -80,24 +88,34 @@ class GpuEngine:
                 are then shared by the drafts of a sequence.
 
         Raises:
-            WorkbenchError: there is no GPU, the model has a shape that the kernels lack, or drafts
-                that the model or the GPU has no room for.
+            WorkbenchError: there is no GPU, the model has variants or a shape that the kernels
+                lack, a limit makes no sense for it, or the GPU has no room for drafts.
         """
-        config = model.config
-        if loops not in LOOPS:
-            raise WorkbenchError(f"loops must be one of {', '.join(LOOPS)}; found {loops!r}.")
-        _check_shape(config)
-        if reason := why_unavailable():
-            raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
-        length = max_seq_len or config.max_seq_len
-        weights = new_weights(config, length, "2bit")
+        _check_machine_and_shape(model.config)
+        length = model.config.max_seq_len if max_seq_len is None else max_seq_len
+        check_limits(model.config, max_batch, length)
+        weights = new_weights(model.config, length, "2bit")
         load_weights(weights, model, "2bit")
-        launcher = program(0, (f"HEAD_SIZE={config.head_size}",))
+        engine = cls.from_weights(model.config, weights, max_batch, draft)
+        engine.use(loops)
+        return engine
+
+    @classmethod
+    def from_weights(
+        cls, config: ModelConfig, weights: Weights, max_batch: int, draft: Draft | None = None
+    ) -> GpuEngine:
+        """Copy weights that somebody has packed, for sequences as long as their table of angles."""
+        _check_machine_and_shape(config)
+        launcher, length = program(0, (f"HEAD_SIZE={config.head_size}",)), weights.rope.shape[1]
         sizes = sizes_of(config, max_batch, length, rows_that_fit(config, device(0)), draft)
         shape = shape_of(config, "2bit")
-        step = Step(shape, weights, sizes, launcher, device(0), TorchMemory())
-        step.loops = loops
-        return cls(config, weights, step)
+        return cls(config, weights, Step(shape, weights, sizes, launcher, device(0), TorchMemory()))
+
+    def use(self, loops: str) -> None:
+        """Run the loops as a "graph" of launches or as one "persistent" kernel from now on."""
+        if loops not in LOOPS:
+            raise WorkbenchError(f"loops must be one of {', '.join(LOOPS)}; found {loops!r}.")
+        self._step.loops = loops
 
     def reload(self, model: LoopLM) -> None:
         """Pack the current parameters of a model of the same shape again, in place.
@@ -131,7 +149,19 @@ class GpuEngine:
             (sampling.top_k, sampling.top_p),
         )
         choice = (float(sampling.temperature), top, sampling.exit_threshold)
-        return generate(step, prompts, seeds, limit, choice, _as_graph)
+        return generate(step, prompts, seeds, limit, choice, functools.partial(self._kept, choice))
+
+    def _kept(self, choice: tuple, once: Callable[[], None]) -> Callable[[], None]:
+        """Return the graph of a step, which is captured at the first text that wants it.
+
+        Weights, prompts and lengths are in arrays; how tokens are chosen is in the graph.
+        """
+        key = (self._step.loops, None if once == self._step.read_prompt else choice)
+        found = self._graphs.pop(key, None) or _as_graph(once)
+        while len(self._graphs) >= MAX_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        self._graphs[key] = found  # the last used is the last to go
+        return found
 
 
 def rows_that_fit(config: ModelConfig, gpu: Any) -> int:
@@ -168,12 +198,15 @@ def sizes_of(
     return Sizes(n_sequences, length, length, draft.loops, draft.tokens)
 
 
-def _check_shape(config: ModelConfig) -> None:
+def _check_machine_and_shape(config: ModelConfig) -> None:
+    config.require_stock("The GPU engine")
     if not config.ternary or config.head_size % 8 or config.head_size > 128:
         raise WorkbenchError(
             "The GPU engine takes ternary models with heads of 8 to 128 in steps of 8; this one "
             f"has ternary={config.ternary} and heads of {config.head_size}."
         )
+    if reason := why_unavailable():
+        raise WorkbenchError(f"The GPU engine cannot run: {reason}.")
 
 
 def _as_graph(step: Callable[[], None]) -> Callable[[], None]:

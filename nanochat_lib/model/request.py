@@ -104,6 +104,20 @@ def check_same_shape(model: LoopLM, config: ModelConfig) -> None:
         )
 
 
+def check_limits(config: ModelConfig, max_batch: int, max_seq_len: int, threads: int = 1) -> None:
+    """Raise WorkbenchError unless an engine can be this large for the model."""
+    if max_seq_len > config.max_seq_len:
+        raise WorkbenchError(
+            f"max_seq_len {max_seq_len} exceeds the model's {config.max_seq_len}. "
+            "Extend the context first (stage 4)."
+        )
+    if min(max_batch, max_seq_len, threads) < 1:
+        raise WorkbenchError(
+            f"max_batch {max_batch}, max_seq_len {max_seq_len} and threads {threads} "
+            "must all be at least 1."
+        )
+
+
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len: int) -> None:
     """Raise WorkbenchError unless every prompt fits, and holds tokens of the vocabulary."""
     for number, prompt in enumerate(prompts):

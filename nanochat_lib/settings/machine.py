@@ -20,7 +20,9 @@ class HardwareConfig(StageConfig):
     use_openmp: bool = Field(True, description="OpenMP threading layer for CPU kernels")
     openmp_threads: int = Field(0, ge=0, description="OpenMP threads; 0: cpu_threads")
     preferred_kernel: Literal["auto", "generic", "AVX2", "AVX512", "CUDA"] = Field(
-        "auto", description="ternary kernel asked for"
+        "auto",
+        description="most that CPU kernels use of the instructions that are here; CUDA: as auto, "
+        "for decode_device tries a GPU first by itself",
     )
     decode_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="what generates text; auto: a GPU that agrees with the CPU, else that"

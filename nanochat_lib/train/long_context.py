@@ -77,14 +77,16 @@ def extend_context(
     )
     with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         windows = job.held_out["real"].windows
-        before = loss_by_position(_resized(base, seq_len, base.config.rope_base), windows, 2)
-        model = _resized(base, seq_len, config.long_context.rope_base)
-        model = model.to(execution.choose_device(config.hardware))
+        device = execution.choose_device(config.hardware)
+        before = loss_by_position(
+            _resized(base, seq_len, base.config.rope_base).to(device), windows
+        )
+        model = _resized(base, seq_len, config.long_context.rope_base).to(device)
         done = Trainer(model, job, Hooks(log, stop, progress)).run()
         model.round_tables()
-        after = loss_by_position(model, windows, 2)
+        after = loss_by_position(model, windows)
         short = _short_context_loss(model, windows, base.config.max_seq_len)
-        final = evaluate(model, job.held_out, micro_batch_size=2)
+        final = evaluate(model, job.held_out)
     summary = finish(model, job, done, final=done.last | final, n_threads=n_threads)
     summary["loss_by_position"] = _buckets(before, after, short)
     summary["note"] = NOTE.format(n=base.config.max_seq_len)
@@ -141,7 +143,7 @@ def _short_context_loss(model: LoopLM, windows: np.ndarray, context: int) -> np.
     loss = np.full(n_positions, np.nan, dtype=np.float32)
     for start in range(0, max(1, n_positions - half), half):
         end = min(start + context, n_positions)
-        part = loss_by_position(model, windows[:, start : end + 1], 8)
+        part = loss_by_position(model, windows[:, start : end + 1])
         skip = half if start else 0
         loss[start + skip : end] = part[skip:]
     return loss

@@ -41,7 +41,13 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.model.request import Decoder
 from nanochat_lib.records import Metric, Task, as_row
 from nanochat_lib.runs import write_atomic
-from nanochat_lib.train.execution import Abandoned, choose_dtype, cpu_threads, signals_set
+from nanochat_lib.train.execution import (
+    Abandoned,
+    choose_device,
+    choose_dtype,
+    cpu_threads,
+    signals_set,
+)
 from nanochat_lib.train.rl import looks, measures
 from nanochat_lib.train.rl.advantage import advantages
 from nanochat_lib.train.rl.attempts import Attempts
@@ -261,6 +267,7 @@ class _Trainer:
             "curriculum": self.curriculum.table(),
             "sandbox": after["sandbox"],
             "decoding": self.engine.runs_on,
+            "device": self.policy.model.head.weight.device.type,
             "n_rollouts": self.record.get("n_rollouts", 0),
             "n_unjudged": self.record.get("n_unjudged", 0),
             "seconds": {k: round(v, 2) for k, v in self.record.get("seconds", {}).items()},
@@ -359,7 +366,8 @@ def _open_trainer(
     kept = base_checkpoint / TOKENIZER
     tokenizer_path = kept if kept.is_file() else loaded.tokenizer_path
     plan, record = config.maxrl, loaded.state.values["record"] if loaded.state else {}
-    policy = _open_policy(config, loaded.model, base_checkpoint, record)
+    model = loaded.model.to(choose_device(config.hardware))
+    policy = _open_policy(config, model, base_checkpoint, record)
     length = loaded.config.max_seq_len
     engine = open_engine(policy.model, config.hardware, max_seq_len=length)
     sampler = Sampler(engine, load_tokenizer(loaded.tokenizer_path), length)
@@ -411,11 +419,11 @@ def _open_policy(
     config: RunConfig, model: LoopLM, base_checkpoint: Path, record: dict[str, Any]
 ) -> Policy:
     """Return the policy; its number type is chosen once, because timing may choose otherwise."""
-    plan = config.maxrl
+    plan, device = config.maxrl, model.head.weight.device
     if "dtype" not in record:
-        dtype = choose_dtype(plan.dtype, model.config, torch.device("cpu"))
+        dtype = choose_dtype(plan.dtype, model.config, device)
         record["dtype"] = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    base = load_checkpoint(base_checkpoint).model if plan.kl_weight else None
+    base = load_checkpoint(base_checkpoint).model.to(device) if plan.kl_weight else None
     return Policy(model, plan, base, getattr(torch, record["dtype"]))
 
 

@@ -23,7 +23,7 @@ from nanochat_lib.train import execution
 from nanochat_lib.train.gate import train_gate
 from nanochat_lib.train.parallel.step import Progress
 from nanochat_lib.train.trainer import Hooks, Job, Log, Trainer
-from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, EVAL_WINDOWS, evaluate, held_out
+from nanochat_lib.train.watch.held_out import EVAL_WINDOWS, evaluate, held_out
 from nanochat_lib.train.watch.speed import peak_rss_mib
 
 
@@ -68,11 +68,11 @@ def pretrain(
     with execution.cpu_threads(config.hardware.cpu_threads, job.folder) as n_threads:
         model = LoopLM(config.model, seed=config.seed).to(execution.choose_device(config.hardware))
         done = Trainer(model, job, hooks).run()
-        train_gate(model, job, hooks, first_step=done.step)
+        train_gate(model, job, hooks, done)
         model.round_tables()
         n_windows = ceil(1024 * plan.held_out_kib / (data.bytes_per_token("real") * plan.seq_len))
         sets = held_out(data, plan.seq_len, n_windows)
-        final = evaluate(model, sets, micro_batch_size=EVAL_MICRO_BATCH)
+        final = evaluate(model, sets)
     log(done.step + plan.gate_steps, final)
     return finish(model, job, done, final=done.last | final, n_threads=n_threads)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kernels.cuda.driver import why_unavailable
-from nanochat_lib.config import ModelConfig
+from nanochat_lib.config import HardwareConfig, ModelConfig
+from nanochat_lib.model.backend import PROBE, open_engine
+from nanochat_lib.model.decoding.agreement import ENTROPY_LIMIT, LOGIT_LIMIT
 from nanochat_lib.model.engine import Engine
 from nanochat_lib.model.engine_gpu import GpuEngine
 from nanochat_lib.model.looplm import LoopLM
@@ -15,6 +17,24 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(bool(why_unavailable()), reason=why_unavailable() or "a GPU is there"),
 ]
+
+
+@pytest.mark.parametrize("draft", [None, Draft(1, 4)])
+@pytest.mark.parametrize("max_batch", [1, 32])
+def test_the_front_hands_out_a_gpu_far_within_its_limits(max_batch, draft, record_property, capsys):
+    """Half the limits: what is found here says whether they should be moved."""
+    engine = open_engine(
+        LoopLM(PROBE, seed=1),
+        HardwareConfig(decode_device="cuda"),
+        max_batch=max_batch,
+        draft=draft,
+    )
+    found = engine.agreement
+    record_property("agreement", str(found))
+    with capsys.disabled():
+        print(f"\n{max_batch} sequences, {draft}: {found}")
+    assert found.logit_lag < LOGIT_LIMIT / 2
+    assert found.entropy_gap < ENTROPY_LIMIT / 2
 
 
 @pytest.mark.parametrize("loops", ["graph", "persistent"])
@@ -57,3 +77,21 @@ def test_drafted_texts_are_those_of_the_cpu_engine_that_drafts(temperature):
     found = GpuEngine.from_model(model, draft=draft).generate(prompts, sampling)
     equal = sum(a.tokens == b.tokens for a, b in zip(found, wanted, strict=True))
     assert equal >= 0.9 * len(prompts)
+
+
+@pytest.mark.parametrize("draft", [None, Draft(1, 3)])
+@pytest.mark.parametrize("n_prompts", [1, 9])
+def test_sanitizer_every_kernel_of_a_step(n_prompts, draft):
+    """Both ways to run the loops give the same bits, with prompts that are read and copied."""
+    config = ModelConfig(n_loops=2, n_layers=1)
+    engine = GpuEngine.from_model(LoopLM(config, seed=3), max_batch=n_prompts, draft=draft)
+    prompts = [[1, 2, 3, i // 2] for i in range(2 * n_prompts)]
+    samplings = [Sampling(6, 0.0), Sampling(6, 0.9, top_k=20, top_p=0.9)]
+    if draft is None:
+        samplings.append(Sampling(6, 0.9, exit_threshold=0.55))
+    found = []
+    for loops in ("graph", "persistent"):
+        engine.use(loops)
+        found.append([engine.generate(prompts, sampling) for sampling in samplings])
+    assert found[0] == found[1]
+    assert all(len(text.tokens) == 6 for texts in found[0] for text in texts)

@@ -97,7 +97,7 @@ __device__ __forceinline__ void all_loops(const LoopsArgs& args) {
         if (n_rows == 0) break;
 #pragma unroll 1
         for (int layer = 0; layer < args.n_layers; ++layer) layer_of<NB>(args, loop, layer, n_rows);
-        if (blockIdx.x == 0) leave_loop(args.leave, loop);
+        leave_loop(args.leave, loop);
         grid_barrier(args.barrier);
     }
 }

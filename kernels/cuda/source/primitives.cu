@@ -99,3 +99,14 @@ __device__ __forceinline__ float exp32(float x) {
 __device__ __forceinline__ int live(int n, const int* n_active) {
     return n_active ? min(n, *n_active) : n;
 }
+
+// Write the rows that are not -1, one a lane, in order, and how many. All lanes of a warp call it.
+__device__ __forceinline__ void list_rows(int row, int* active, int* n_active) {
+    int place = row >= 0;
+    for (int step = 1; step < 32; step <<= 1) {
+        const int before = __shfl_up_sync(ALL_LANES, place, step);
+        if (lane_id() >= step) place += before;
+    }
+    if (row >= 0) active[place - 1] = row;
+    if (lane_id() == 31) *n_active = place;
+}

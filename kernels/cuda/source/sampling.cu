@@ -198,6 +198,7 @@ struct LeaveArgs {
     float* survival;           // (rows,)
     int* active;               // (rows,) in and out: who stays, in order
     int* n_active;             // (1,)
+    unsigned* arrived;         // (1,) rows that are done, zero between loops
     int* exit_loop;            // (rows,) loops run, from 1
     unsigned char* depth;      // (S, T), as attention reads it
     const int *slot, *position;
@@ -205,52 +206,67 @@ struct LeaveArgs {
     float eps, threshold;      // above 1: nobody leaves before the last loop
 };
 
-// The end of a loop: norm, exit gate, and a new list of rows that go on. One block does it all.
-__device__ __forceinline__ void leave_loop(const LeaveArgs& args, int loop) {
-    STATIC_SHARED(Scratch, stays);
-    const int n_active = args.n_active[0], warp = warp_id(), D = args.d_model;
-    for (int i = warp; i < n_active; i += n_warps()) {
-        const int row = args.active[i];
-        float* hidden = args.hidden + (long long)row * D;
-        float squares = 0, gate = 0;
-        for (int k = lane_id(); k < D; k += 32) squares = fmaf(hidden[k], hidden[k], squares);
-        const float inverse = 1.0f / sqrtf(warp_sum(squares) / D + args.eps);
-        // Twice and no more: in the persistent kernel registers are short.
+constexpr int COLUMNS = 256;  // threads that share a row here, in a block of at least as many
+
+// The end of a loop for row i of the active ones, by a block: norm and exit gate. `active` then
+// holds -1 where the row has left.
+//
+// A sum is made of COLUMNS partial sums: that of column c adds the inputs c, c + 256, c + 512, ...
+// in order; a warp's 32 columns are added by halves, distant ones first (16, 8, 4, 2, 1), and the
+// warps' sums in order. So a row's bits do not depend on its block's size, nor on other rows. The
+// CPU engine adds input by input: the two differ by rounding, as keys in float16 make them anyway.
+__device__ __forceinline__ void leave_row(const LeaveArgs& args, int loop, int i) {
+    const int row = args.active[i], D = args.d_model;
+    const int begin = threadIdx.x < COLUMNS ? threadIdx.x : D;
+    float* hidden = args.hidden + (long long)row * D;
+    float squares = 0, gate = 0;
+    for (int k = begin; k < D; k += COLUMNS) squares = fmaf(hidden[k], hidden[k], squares);
+    const float inverse = 1.0f / sqrtf(block_sum(squares) / D + args.eps);
+    // Twice and no more: in the persistent kernel registers are short.
 #pragma unroll 2
-        for (int k = lane_id(); k < D; k += 32) {
-            hidden[k] = hidden[k] * inverse * args.norm_weight[k];
-            gate = fmaf(hidden[k], args.gate_weight[k], gate);
-        }
-        gate = warp_sum(gate) + args.gate_bias[0];
-        const float survival = args.survival[row] * (1.0f - 1.0f / (1.0f + exp32(-gate)));
-        const bool is_last = loop + 1 == args.n_loops;
-        const bool leaves = is_last || (args.threshold <= 1 && 1.0f - survival >= args.threshold);
-        if (leaves) {
-            float* final = args.final + (long long)row * D;
-#pragma unroll 2
-            for (int k = lane_id(); k < D; k += 32) final[k] = hidden[k];
-        }
-        __syncwarp();
-        if (lane_id() == 0) {
-            stays.counts[i] = leaves ? -1 : row;
-            args.survival[row] = survival;
-            if (leaves) {
-                args.exit_loop[row] = loop + 1;
-                args.depth[(long long)args.slot[row] * args.max_len + args.position[row]] =
-                    (unsigned char)(loop + 1);
-            }
-        }
+    for (int k = begin; k < D; k += COLUMNS) {
+        hidden[k] = hidden[k] * inverse * args.norm_weight[k];
+        gate = fmaf(hidden[k], args.gate_weight[k], gate);
     }
-    __syncthreads();
+    gate = block_sum(gate) + args.gate_bias[0];
+    const float survival = args.survival[row] * (1.0f - 1.0f / (1.0f + exp32(-gate)));
+    const bool is_last = loop + 1 == args.n_loops;
+    const bool leaves = is_last || (args.threshold <= 1 && 1.0f - survival >= args.threshold);
+    if (leaves) {
+        float* final = args.final + (long long)row * D;
+#pragma unroll 2
+        for (int k = begin; k < D; k += COLUMNS) final[k] = hidden[k];
+    }
+    __syncthreads();  // all have read the row's survival
     if (threadIdx.x == 0) {
-        int n = 0;
-        for (int i = 0; i < n_active; ++i) {
-            if (stays.counts[i] >= 0) args.active[n++] = stays.counts[i];
+        args.survival[row] = survival;
+        if (leaves) {
+            args.active[i] = -1;
+            args.exit_loop[row] = loop + 1;
+            args.depth[(long long)args.slot[row] * args.max_len + args.position[row]] =
+                (unsigned char)(loop + 1);
         }
-        args.n_active[0] = n;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(512) leave(const LeaveArgs args) {
+// The end of a loop, a row to a block: the last to be done makes the new list of rows that go on.
+// No block reads the list or its length after that: each has rows of the old one, or none.
+__device__ __forceinline__ void leave_loop(const LeaveArgs& args, int loop) {
+    STATIC_SHARED(int, is_last);
+    const int n_rows = args.n_active[0];
+    for (int i = blockIdx.x; i < n_rows; i += gridDim.x) {
+        leave_row(args, loop, i);
+        if (threadIdx.x == 0) is_last = arrive(args.arrived, 1u) == (unsigned)n_rows - 1;
+        __syncthreads();
+        if (is_last && warp_id() == 0) {
+            if (lane_id() == 0) *args.arrived = 0;
+            const int row = lane_id() < n_rows ? args.active[lane_id()] : -1;
+            list_rows(row, args.active, args.n_active);
+        }
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(512, 1) leave(const LeaveArgs args) {
     leave_loop(args, args.loop);
 }

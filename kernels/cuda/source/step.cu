@@ -24,12 +24,9 @@ __device__ __forceinline__ void begin_rows(const BeginArgs& args) {
                 (unsigned char)args.n_loops;
         }
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        int n = 0;
-        for (int row = 0; row < args.n_rows; ++row) {
-            if (!args.finished[row]) args.active[n++] = row;
-        }
-        args.n_active[0] = n;
+    if (blockIdx.x == 0 && warp_id() == 0) {
+        const int row = lane_id();
+        list_rows(row < args.n_rows && !args.finished[row] ? row : -1, args.active, args.n_active);
     }
 }
 

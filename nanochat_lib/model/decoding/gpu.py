@@ -103,7 +103,7 @@ class Step:
         for loop in range(*one.loops):
             for layer in range(self.shape.n_layers):
                 self._layer(one, loop, layer)
-            self.launcher.launch("leave", self.arguments.leave(one, loop), 1, 512)
+            self.launcher.launch("leave", self.arguments.leave(one, loop), one.n_rows, 256)
 
     def _layer(self, one: Pass, loop: int, layer: int) -> None:
         plans = self.arguments.plans(one.n_rows)

@@ -100,7 +100,7 @@ class Arguments:
             },
             ints: {
                 "active": (N,), "n_active": (1,), "token": (N,), "slot": (N,), "position": (N,),
-                "exit_loop": (N,), "x_sum": (N,), "arrived": (units,), "place": (N,),
+                "exit_loop": (N,), "x_sum": (N,), "arrived": (units,), "place": (N,), "left": (1,),
                 "tokens": (S, width), "exit_loops": (S, width), "limit": (1,), "barrier": (1,),
                 "passes": (S,), "drafted_token": (N,), "verify_token": (N,), "verify_slot": (N,),
                 "verify_position": (N,),
@@ -187,7 +187,8 @@ class Arguments:
         shape = self.shape
         fixed = [address(self.weights[n]) for n in ("final_norm", "gate_weight", "gate_bias")]
         rows = (one.rows + name for name in ("slot", "position"))
-        arrays = self._of("survival", "active", "n_active", "exit_loop", "depth", *rows)
+        names = ("survival", "active", "n_active", "left", "exit_loop", "depth")
+        arrays = self._of(*names, *rows)
         sizes = (shape.d_model, self.sizes.max_len, loop, one.loops[1], shape.norm_eps)
         states = self._of("hidden", "final")
         return structs.LeaveArgs(*states, *fixed, *arrays, *sizes, one.threshold)

@@ -36,6 +36,9 @@ def generate(
         limit: most tokens of each, at most the step's width.
         sampling: temperature, (top_k, top_p), exit_threshold (1 where the step drafts).
         repeat: makes of a step what can be called again and again: on a GPU, its graph.
+
+    Raises:
+        RuntimeError: steps add no tokens.
     """
     batch = _Batch(step, prompts, seeds, repeat(step.read_prompt))
     step.put(limit=[limit])
@@ -43,10 +46,13 @@ def generate(
     once = repeat(
         lambda: step.draft_and_verify(*sampling[:2]) if is_drafted else step.next_token(*sampling)
     )
-    while batch.refill():
-        for _ in range(min(LOOK_EVERY, limit)):
+    n_steps = min(LOOK_EVERY, limit)
+    for _ in range(len(prompts) * -(-limit // n_steps) + 1):
+        if not batch.refill():
+            return batch.found
+        for _ in range(n_steps):
             once()
-    return batch.found
+    raise RuntimeError("steps on the GPU end no text: what they launch does not run")
 
 
 class _Batch:
@@ -68,10 +74,12 @@ class _Batch:
 
     def refill(self) -> bool:
         """Collect what has ended, seat who waits; return whether anybody sits."""
+        finished = self.step.fetch("finished")
+        ended = [i for i, who in enumerate(self.sitting) if who is not None and finished[i]]
+        n_free = sum(who is None for who in self.sitting) + len(ended)
+        if not ended and not (n_free and self.waiting):  # the usual look costs one copy
+            return n_free < len(self.sitting)
         state = {name: self.step.fetch(name)[: len(self.sitting)] for name in _STATE}
-        ended = [
-            i for i, who in enumerate(self.sitting) if who is not None and state["finished"][i]
-        ]
         if ended:
             self._collect(ended, state)
         free = [i for i, who in enumerate(self.sitting) if who is None][: len(self.waiting)]

@@ -86,7 +86,7 @@ class Looks:
         return found
 
     def _point(self, rollouts: Sequence[Rollout], model: LoopLM) -> dict[str, Any]:
-        base = load_checkpoint(self.base_checkpoint).model
+        base = load_checkpoint(self.base_checkpoint).model.to(model.head.weight.device)
         far = compare(model, base, rollouts[:COMPARED], self.config.maxrl.temperature)
         return measures.rates(rollouts) | {
             "by_level": {k: v["pass_rate"] for k, v in _by_level(rollouts).items()},

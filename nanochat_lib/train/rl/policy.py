@@ -16,6 +16,9 @@ Source: clipped ratio of PPO (arXiv 1707.06347) with a wider upper side, as in D
 2503.14476). The KL term is exact over the vocabulary at every sampled position, not an estimate
 from the sampled token.
 
+It trains on the device of the model, in floating point there too: rollouts were sampled from the
+very codes of the weights, and int8 products round gradients.
+
 B rollouts, T positions, D d_model, V vocabulary, M completion tokens of a micro-batch.
 """
 
@@ -87,7 +90,9 @@ class Policy:
         self.model.exit_gate.requires_grad_(False)
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         is_matrix = {n: n.split(".")[-2] in BIT_LINEARS for n in trained}
-        self.log_gain = torch.nn.Parameter(torch.zeros(()))  # of the head; 0 between two steps
+        device = self.model.head.weight.device
+        # of the head; 0 between two steps
+        self.log_gain = torch.nn.Parameter(torch.zeros((), device=device))
         parts = [
             ({n: p for n, p in trained.items() if not is_matrix[n]}, self.plan.learning_rate),
             ({n: p for n, p in trained.items() if is_matrix[n]}, self.plan.matrix_learning_rate),
@@ -152,7 +157,8 @@ class Policy:
         pairs.sort(key=lambda pair: len(pair[0].prompt_ids) + len(pair[0].tokens))
         for start in range(0, len(pairs), MICRO_BATCH):
             part = pairs[start : start + MICRO_BATCH]
-            yield _Batch([r for r, _ in part], torch.tensor([a for _, a in part]))
+            advantages = torch.tensor([a for _, a in part]).to(self.log_gain.device)
+            yield _Batch([r for r, _ in part], advantages)
 
     def _pass_over(self, batch: _Batch, scale: float) -> None:
         gain = self.log_gain.exp()
@@ -228,12 +234,14 @@ def score(
     for i, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):
         tokens[i, : len(row)] = torch.tensor(row)
         mask[i, len(rollout.prompt_ids) - 1 : len(row) - 1] = True
-    with autocast(tokens.device, dtype):
+    device = model.head.weight.device
+    tokens, mask = tokens.to(device), mask.to(device)
+    with autocast(device, dtype):
         output = model(tokens[:, :-1])
         logits = model.logits(output.hidden[-1][mask])  # (M, V)
     log_probs = (logits.float() / temperature).log_softmax(-1)
     picked = log_probs.gather(1, tokens[:, 1:][mask][:, None])[:, 0]
-    log_prob = torch.zeros(mask.shape, dtype=picked.dtype).masked_scatter(mask, picked)
+    log_prob = picked.new_zeros(mask.shape).masked_scatter(mask, picked)
     return Scored(log_prob, mask, log_probs, output.exit_prob[:, mask])
 
 

@@ -23,7 +23,7 @@ from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.train import execution
 from nanochat_lib.train.trainer import Hooks, Job, Trainer
 from nanochat_lib.train.watch.gradients import clip_gradients
-from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, EVAL_WINDOWS, evaluate, held_out
+from nanochat_lib.train.watch.held_out import EVAL_WINDOWS, evaluate, held_out
 from nanochat_lib.train.watch.speed import synchronize
 
 
@@ -114,9 +114,7 @@ def _round(trainer: Trainer, n_steps: int) -> tuple[float, float, float, float]:
         trainer,
         lambda: watch.judge(progress.step, watch.watched(progress.tokens_seen, progress.seconds)),
     )
-    validation = _seconds(
-        trainer, lambda: evaluate(model, trainer.job.held_out, micro_batch_size=EVAL_MICRO_BATCH)
-    )
+    validation = _seconds(trainer, lambda: evaluate(model, trainer.job.held_out))
     return step, ours - plain, look, validation
 
 

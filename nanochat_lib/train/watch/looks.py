@@ -13,7 +13,7 @@ import torch
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.train.watch.alerts import Alerts
 from nanochat_lib.train.watch.codes import CodeMonitor
-from nanochat_lib.train.watch.held_out import EVAL_MICRO_BATCH, evaluate
+from nanochat_lib.train.watch.held_out import evaluate
 from nanochat_lib.train.watch.speed import Speed, memory_metrics
 from nanochat_lib.train.watch.text import FreeText
 
@@ -41,10 +41,7 @@ class Watch:
 
     def look(self, tokens_seen: int, seconds: float) -> dict[str, float]:
         """Return every metric of a look; `seconds` of training led to it."""
-        return (
-            evaluate(self.model, self.job.held_out, micro_batch_size=EVAL_MICRO_BATCH)
-            | self.watched(tokens_seen, seconds)
-        )  # fmt: skip
+        return evaluate(self.model, self.job.held_out) | self.watched(tokens_seen, seconds)
 
     def watched(self, tokens_seen: int, seconds: float) -> dict[str, float]:
         """Return what is watched besides held-out text: codes, free text, speed, memory."""
