@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -18,15 +19,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretrain import Recorder, ToyData, configured, same_weights, weights_of
+from test_pretrain import TINY, Recorder, ToyData, configured, same_weights, weights_of
 
-from nanochat_lib.config import HardwareConfig, load_profile
+from nanochat_lib.config import HardwareConfig, LongContextConfig, load_profile
 from nanochat_lib.data.batches import Recipe
 from nanochat_lib.errors import WorkbenchError
+from nanochat_lib.model.checkpoint import save_checkpoint
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
+from nanochat_lib.train.long_context import extend_context
+from nanochat_lib.train.parallel import group
 from nanochat_lib.train.parallel import step as parts
-from nanochat_lib.train.parallel.ranks import choose_processes
+from nanochat_lib.train.parallel.choice import choose_processes
 from nanochat_lib.train.parallel.step import Step
 from nanochat_lib.train.pretrain import pretrain
 
@@ -87,38 +91,54 @@ class Failing(Elsewhere):
         self.how, self.is_elsewhere = how, False
 
     def there(self):
+        self.is_elsewhere = True
         if self.how == "start":
             raise ImportError("no such thing")
-        self.is_elsewhere = True
         if self.how == "drift":
-            original = Step.update
-
-            def update(step_of_rank, step):
-                rate = original(step_of_rank, step)
-                step_of_rank.model.head.weight.data[0, 0] += 2**-20
-                return rate
-
-            Step.update = update
+            before_each(Step, "update", lambda step: step.model.head.weight.data.add_(2**-20))
+        if self.how == "exchange":
+            calls = itertools.count()
+            before_each(group, "sum_gradients", lambda _: next(calls) == 3 and die(after_s=0.5))
 
     def rows(self, step, recipe, chosen):
         if self.is_elsewhere and step == 3:
             if self.how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             if self.how == "error":
                 raise WorkbenchError("The shard is gone.")
         return super().rows(step, recipe, chosen)
 
 
+def before_each(owner, name, action):
+    """Let every call of a function begin with an action on its first argument."""
+    original = getattr(owner, name)
+
+    def extended(*arguments):
+        action(arguments[0])
+        return original(*arguments)
+
+    setattr(owner, name, extended)
+
+
+def die(after_s=0.0):
+    time.sleep(after_s)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED = "Process 1 of 2 that trains with this one was killed by SIGKILL"
+
+
 @pytest.mark.parametrize(
-    ("how", "text"),
+    ("how", "text", "n_steps"),
     [
-        ("kill", "Process 1 of 2 that trains with this one was killed by SIGKILL"),
-        ("error", "Process 1 of 2 failed: The shard is gone."),
-        ("start", "Process 1 of 2 that trains with this one ended with status 1"),
-        ("drift", "The weights of process 1 of 2 differ from those of process 0"),
+        ("exchange", KILLED, 3),  # while the first one waits for its gradients
+        ("error", "Process 1 of 2 failed: The shard is gone.", 3),
+        ("drift", "The weights of process 1 of 2 differ from those of process 0", 4),
+        pytest.param("kill", KILLED, 3, marks=pytest.mark.slow),
+        pytest.param("start", "this one ended with status 1", 0, marks=pytest.mark.slow),
     ],
 )
-def test_a_process_that_fails_ends_all_within_seconds(tmp_path, how, text):
+def test_a_process_that_fails_ends_all_within_seconds(tmp_path, how, text, n_steps):
     threads = torch.get_num_threads()
     recorder = Recorder()
     began = time.monotonic()
@@ -128,7 +148,7 @@ def test_a_process_that_fails_ends_all_within_seconds(tmp_path, how, text):
     assert multiprocessing.active_children() == []
     assert not torch.distributed.is_initialized()
     assert torch.get_num_threads() == threads
-    assert len(recorder.series(Metric.LOSS)) == {"start": 0, "drift": 4}.get(how, 3)
+    assert len(recorder.series(Metric.LOSS)) == n_steps
     assert not (tmp_path / "checkpoints" / "step_000004").exists()
 
 
@@ -273,3 +293,20 @@ def test_an_interrupt_while_processes_start_leaves_none(tmp_path):
     assert len(pids) == 1
     assert not any(map(is_alive, pids))
     assert (tmp_path / "checkpoints" / "step_000000").is_dir()
+
+
+@pytest.mark.slow
+def test_stage_four_shares_its_batches_too(tmp_path):
+    base = save_checkpoint(
+        tmp_path / "base", LoopLM(TINY, seed=3), step=1, tokens_seen=0, stage="pretrain",
+        tokenizer_json=None,
+    )  # fmt: skip
+    stage = LongContextConfig(seq_len=64, total_steps=4, batch_size=4, learning_rate=0.01)
+    curves = {}
+    for n in (1, 2):
+        recorder = Recorder()
+        config = shared(n).model_copy(update={"long_context": stage})
+        summary = extend_context(config, base, ToyData(), tmp_path / str(n), log=recorder)
+        assert summary["processes"] == n
+        curves[n] = [value for _, value in recorder.series(Metric.LOSS)]
+    assert curves[2] == pytest.approx(curves[1], rel=1e-3)

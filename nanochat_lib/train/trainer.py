@@ -30,7 +30,8 @@ from nanochat_lib.model.checkpoint import Checkpoint, TrainState, save_checkpoin
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution
-from nanochat_lib.train.parallel.ranks import Ranks, choose_processes
+from nanochat_lib.train.parallel.choice import choose_processes
+from nanochat_lib.train.parallel.ranks import Ranks
 from nanochat_lib.train.parallel.step import Progress, Step, values_of
 from nanochat_lib.train.parallel.worker import Share
 from nanochat_lib.train.safety import kept

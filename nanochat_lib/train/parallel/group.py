@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=5)  # of one exchange, which begins when every process is ready
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 BUCKET_BYTES = 2**26  # sent at once
 POLL_S = 1e-4
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -41,15 +42,15 @@ def join(store: Path, rank: int, n_ranks: int, device: torch.device) -> None:
         rank, n_ranks: which process this is, and of how many.
         device: where its model lies.
     """
-    is_gpu = device.type == "cuda"
+    backend = BACKENDS[device.type]
     with _loopback():
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if is_gpu else "gloo",
+            backend,
             store=dist.FileStore(str(store), n_ranks),
             rank=rank,
             world_size=n_ranks,
             timeout=TIMEOUT,
-            device_id=device if is_gpu else None,
+            device_id=device if "nccl" in backend else None,
         )
 
 
@@ -57,7 +58,7 @@ def leave(*, is_sound: bool) -> None:
     """Leave the group; where it is not sound, without waiting for exchanges that cannot end."""
     if not dist.is_initialized():
         return
-    if not is_sound and dist.get_backend(None) != "gloo":
+    if not is_sound:
         dist.group.WORLD.abort()
     dist.destroy_process_group()
 
