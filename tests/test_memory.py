@@ -7,13 +7,8 @@ import torch
 from test_pretrain import TINY, Recorder, ToyData, configured
 
 from nanochat_lib.config import ModelConfig, PretrainConfig, RunConfig
-from nanochat_lib.hardware.planner import (
-    activation_bytes,
-    count_parameters,
-    make_plan,
-    train_flops_per_token,
-    training_memory_gb,
-)
+from nanochat_lib.hardware.memory import activation_bytes, training_memory_gb
+from nanochat_lib.hardware.planner import count_parameters, make_plan, train_flops_per_token
 from nanochat_lib.model.looplm import LoopLM
 from nanochat_lib.records import Metric
 from nanochat_lib.train import execution

@@ -142,3 +142,15 @@ def test_detection_agrees_with_the_operating_system() -> None:
     assert machine.cores == len(os.sched_getaffinity(0))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     assert machine.memory_gb == pytest.approx(total, rel=0.02)
+
+
+def test_a_model_that_does_not_fit_is_told_what_would() -> None:
+    config = load_profile(C)
+    text = _findings(C)["memory"]
+    assert "pretrain.optimizer=adamw_8bit, pretrain.activation_checkpointing=loop" in text
+    assert "which fits" in text
+    least = {"optimizer": "adamw_8bit", "activation_checkpointing": "loop", "micro_batch_size": 1}
+    pretrain = config.pretrain.model_copy(update=least)
+    need = sum(make_plan(config.model_copy(update={"pretrain": pretrain})).memory_gb.values())
+    assert f"it needs {need:.1f} GB" in text
+    assert need < config.hardware.gpu_memory_gb < sum(make_plan(config).memory_gb.values())

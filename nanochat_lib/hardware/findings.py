@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nanochat_lib.config import HardwareConfig, RunConfig
 from nanochat_lib.hardware.detect import Machine
 from nanochat_lib.hardware.devices import cpu_facts, gpu_facts, kernels_of
+from nanochat_lib.hardware.memory import least_memory
 
 if TYPE_CHECKING:
     from nanochat_lib.hardware.planner import Plan
@@ -120,17 +121,15 @@ def _memory(config: RunConfig, plan: Plan, machine: Machine) -> list[Finding]:
     found = []
     if limit and total > limit:
         largest = max(plan.memory_gb, key=plan.memory_gb.__getitem__)
-        eight_bit = plan.parameters.stored * EIGHT_BIT_BYTES / 1e9
+        least, settings = least_memory(config, plan.parameters)
+        fits = "fits" if least <= limit else "does not fit either: take a smaller model"
         found.append(
             Finding(
                 "memory",
                 f"A training step needs {total:.1f} GB on one {plan.memory_device}, there are "
                 f"{limit:.0f}; the largest part is {largest} ({plan.memory_gb[largest]:.1f} GB). "
-                f"Activations are checkpointed by: {config.pretrain.activation_checkpointing} "
-                '(pretrain.activation_checkpointing; "loop" keeps least). '
-                f"bf16 weights with 8-bit Adam would be {eight_bit:.1f} GB for weights, gradients "
-                "and optimizer together; or the optimizer on the host, or a GPU with more memory: "
-                "several share batches, not layers.",
+                f"With {settings or 'these settings, which need least,'} it needs {least:.1f} GB, "
+                f"which {fits}. Several GPUs share batches, not layers.",
             )
         )
     stated, gpu = config.targets.parameters_b, config.hardware.gpu_memory_gb
