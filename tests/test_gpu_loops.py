@@ -109,7 +109,7 @@ def test_when_all_rows_have_left_the_grid_ends():
 
 
 BARRIER = """
-struct TurnArgs { unsigned* barrier; int* turns; int* seen; int n; };
+struct TurnArgs { unsigned* barrier; int* turns; int* seen; int n, misses; };
 extern "C" __global__ void __launch_bounds__(32) turns(const TurnArgs args) {
     for (int turn = 0; turn < args.n; ++turn) {
         if (threadIdx.x == 0) args.turns[blockIdx.x] = turn;
@@ -117,37 +117,41 @@ extern "C" __global__ void __launch_bounds__(32) turns(const TurnArgs args) {
         int least = args.n;
         for (int i = 0; i < gridDim.x; ++i) least = min(least, args.turns[i]);
         if (threadIdx.x == 0) args.seen[turn * gridDim.x + blockIdx.x] = least;
-        BETWEEN
+        if (blockIdx.x == args.misses) return;
+        grid_barrier(args.barrier);
     }
+}
+extern "C" const char* run_turns(const TurnArgs* args, const int* sizes) {
+    return shim_run([](const void* p) { turns(*(const TurnArgs*)p); }, args, sizes);
 }
 """
 
 
 class TurnArgs(ctypes.Structure):
     _fields_ = (("barrier", ctypes.c_void_p), ("turns", ctypes.c_void_p),
-                ("seen", ctypes.c_void_p), ("n", ctypes.c_int))  # fmt: skip
+                ("seen", ctypes.c_void_p), ("n", ctypes.c_int), ("misses", ctypes.c_int)
+    )  # fmt: skip
 
 
-def turned(between: str, start: int, n: int = 6, grid: int = 3) -> tuple[np.ndarray, int]:
-    """Return the oldest turn that each block saw after the barrier of every turn."""
-    tail = BARRIER.replace("BETWEEN", between)
-    tail += """extern "C" const char* run_turns(const TurnArgs* args, const int* sizes) {
-    return shim_run([](const void* p) { turns(*(const TurnArgs*)p); }, args, sizes);
-}"""
+def turned(start: int, misses: int = -1, n: int = 6, grid: int = 3) -> tuple[np.ndarray, int]:
+    """Return the oldest turn that each block saw after the barrier of every turn.
+
+    The block `misses` leaves in between, before a second barrier.
+    """
     barrier, turns = np.array([start], np.uint32), np.zeros(grid, np.int32)
     seen = np.full((n, grid), -1, np.int32)
-    args = TurnArgs(*(a.ctypes.data for a in (barrier, turns, seen)), n)
-    Shim(compiled(tail)).launch("turns", args, grid, 32, together=True)
+    args = TurnArgs(*(a.ctypes.data for a in (barrier, turns, seen)), n, misses)
+    Shim(compiled(BARRIER)).launch("turns", args, grid, 32, together=True)
     return seen, int(barrier[0])
 
 
 @pytest.mark.parametrize("start", [0, 1 << 31])
 def test_the_barrier_lets_nobody_ahead_and_comes_round(start):
-    seen, counter = turned("grid_barrier(args.barrier);", start)
+    seen, counter = turned(start)
     assert (seen == np.arange(6)[:, None]).all()
     assert counter == start  # twelve halves of what it holds
 
 
 def test_a_barrier_that_a_block_misses_is_found_by_the_shim():
     with pytest.raises(AssertionError, match="a barrier of the grid is missed"):
-        turned("if (blockIdx.x == 1) return;", 0)
+        turned(0, misses=1)

@@ -58,32 +58,33 @@ class Shim:
 
 
 def compiled(tail: str = "", defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """Compile all sources, wrappers and `tail` by g++; skip the test when there is none."""
+    """Compile all sources, wrappers and `tail` by g++; skip the test when there is none.
+
+    Equal sources are compiled once and loaded anew: each library has seeds and limits of its own.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed: the CUDA sources cannot run on the CPU")
+    with tempfile.TemporaryDirectory(prefix="cuda-shim-") as folder:
+        library = Path(folder) / "shim.so"
+        library.write_bytes(_machine_code(compiler, tail, defines))
+        return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def _machine_code(compiler: str, tail: str, defines: tuple[str, ...]) -> bytes:
     text = source_text()
     wrappers = "".join(_WRAPPER.format(name=n, args=a) for n, a in _KERNEL.findall(text))
-    folder = Path(tempfile.mkdtemp(prefix="cuda-shim-"))
-    try:
-        program = folder / "shim.cpp"
+    options = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"]
+    options.append("-U_FORTIFY_SOURCE")  # which forbids jumps between stacks
+    options += [f"-D{define}" for define in defines]
+    with tempfile.TemporaryDirectory(prefix="cuda-shim-") as folder:
+        program, library = Path(folder) / "shim.cpp", Path(folder) / "shim.so"
         program.write_text(f'#include "{_HERE}/shim.h"\n{text}\n{wrappers}\n{tail}')
-        options = [
-            "-std=c++17",
-            "-O1",
-            "-ffp-contract=off",
-            "-fPIC",
-            "-shared",
-            "-w",
-            "-U_FORTIFY_SOURCE",
-        ]  # which forbids jumps between stacks
-        options += [f"-D{define}" for define in defines]
-        command = [compiler, *options, "-o", str(folder / "shim.so"), str(program)]
+        command = [compiler, *options, "-o", str(library), str(program)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:3000]
-        return ctypes.CDLL(str(folder / "shim.so"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return library.read_bytes()
 
 
 @functools.cache

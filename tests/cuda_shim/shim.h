@@ -2,8 +2,10 @@
 // time. What a warp or a block does together makes a fiber wait until the others are there. Blocks
 // run one after another, or all together when they wait for each other (a cooperative launch). The
 // order of the fibers is random by a seed and one warp lags far behind, of blocks that run together
-// one whole block, so that a missing barrier shows as a wrong result; shared memory begins as noise and ends in bytes that nobody may have
-// changed; loads of 16 bytes must be aligned, and lie where shim_allow says.
+// one whole block, so that a missing barrier shows as a wrong result; shared memory begins as noise
+// and ends in bytes that nobody may have changed; loads of 16 bytes must be aligned, and lie where
+// shim_allow says. Fibers are kept from one launch to the next, where they end: making one costs
+// more than most kernels.
 //
 // Not simulated: the memory model (all writes are seen at once), divergence inside a warp, timing.
 
@@ -36,7 +38,9 @@ struct shim_index { int x; };
 
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
+constexpr int SHIM_STACK = 64 << 10, SHIM_GUARD = 16;
 struct ShimFiber;
+inline void shim_switch();
 
 struct ShimBarrier {
     int members = 0;
@@ -58,25 +62,31 @@ struct ShimBlock {
 };
 
 struct ShimFiber {
-    ucontext_t context;  // to begin with
-    jmp_buf place;       // to go on: a jump asks nothing of the system
+    jmp_buf place;  // to go on: a jump asks nothing of the system
     bool is_begun = false;
     std::unique_ptr<char[]> stack;
     shim_index thread, block;
     ShimBlock* in;
+    bool lags;
+    const unsigned* looked_at;
+    unsigned seen;
 };
 
+static std::vector<std::unique_ptr<ShimFiber>> shim_fibers;
 static std::vector<ShimFiber*> shim_ready;  // all that could go on, without the one that runs
+static std::vector<ShimFiber*> shim_late;   // those of them that lag behind
+static std::vector<ShimFiber*> shim_looking;  // that looked in vain whether others have arrived
 static int shim_unfinished;
 static ShimFiber* shim_me;
-static ucontext_t shim_main;
+static jmp_buf shim_main;
 static shim_index blockDim, gridDim;
 static void (*shim_body)(const void*);
 static const void* shim_arguments;
 static std::minstd_rand shim_random;
+inline size_t shim_below(size_t n) { return ((uint64_t)shim_random() * n) >> 31; }
 static int shim_laggard;  // a warp of every block
 static int shim_late_block = -1;  // of a grid that runs together
-static int shim_turns;    // of fibers that only look whether others have arrived
+static int shim_turns;    // of all fibers that look, when nobody else can go on
 static std::vector<std::pair<uintptr_t, uintptr_t>> shim_allowed;
 
 #define threadIdx (shim_me->thread)
@@ -89,36 +99,67 @@ static char shim_message[200];
     const int block = blockIdx.x, thread = threadIdx.x;
     const auto size = sizeof shim_message;
     std::snprintf(shim_message, size, "%s (block %d, thread %d)", why, block, thread);
-    setcontext(&shim_main);
+    _longjmp(shim_main, 1);
+}
+
+inline void shim_start() {
+    for (;;) {
+        shim_body(shim_arguments);
+        --shim_unfinished;
+        shim_switch();
+    }
+}
+
+inline void shim_let(ShimFiber* fiber) { (fiber->lags ? shim_late : shim_ready).push_back(fiber); }
+
+[[noreturn]] inline void shim_enter(ShimFiber* fiber) {
+    shim_me = fiber;
+    if (fiber->is_begun) _longjmp(fiber->place, 1);
+    fiber->is_begun = true;
+    fiber->stack.reset(new char[SHIM_STACK]);
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber->stack.get();
+    context.uc_stack.ss_size = SHIM_STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, shim_start, 0);
+    setcontext(&context);
     std::abort();
 }
 
-// Let another fiber go on.
-inline void shim_switch() {
-    ShimFiber* leaving = shim_me;
-    if (shim_ready.empty()) {
-        if (shim_unfinished) shim_fail("a barrier is missed by some of its threads");
-        setcontext(&shim_main);
+inline void shim_wake(std::vector<ShimFiber*>& fibers) {
+    for (ShimFiber* fiber : fibers) shim_let(fiber);
+    fibers.clear();
+}
+
+// Let one of the fibers go on that can; without one the launch has ended.
+[[noreturn]] inline void shim_next() {
+    if (shim_ready.empty() && shim_late.empty() && !shim_looking.empty()) {
+        if (++shim_turns > 1 << 10) {
+            shim_fail("a barrier of the grid is missed by some of its blocks");
+        }
+        shim_wake(shim_looking);
     }
-    const auto lags = [](const ShimFiber* fiber) {
-        return fiber->thread.x / 32 == shim_laggard || fiber->block.x == shim_late_block;
-    };
-    size_t at = shim_random() % shim_ready.size();
-    for (int i = 0; i < 8 && lags(shim_ready[at]); ++i) at = shim_random() % shim_ready.size();
-    shim_me = shim_ready[at];
-    shim_ready[at] = shim_ready.back();
-    shim_ready.pop_back();
-    if (_setjmp(leaving->place)) return;
-    if (shim_me->is_begun) _longjmp(shim_me->place, 1);
-    shim_me->is_begun = true;
-    setcontext(&shim_me->context);
+    if (shim_ready.empty() && shim_late.empty()) {
+        if (shim_unfinished) shim_fail("a barrier is missed by some of its threads");
+        _longjmp(shim_main, 1);
+    }
+    const bool lags = shim_ready.empty() || (!shim_late.empty() && shim_below(512) == 0);
+    auto& ready = lags ? shim_late : shim_ready;
+    std::swap(ready[shim_below(ready.size())], ready.back());
+    ShimFiber* next = ready.back();
+    ready.pop_back();
+    shim_enter(next);
+}
+
+inline void shim_switch() {
+    if (!_setjmp(shim_me->place)) shim_next();
 }
 
 inline void shim_wait(ShimBarrier& barrier) {
     shim_turns = 0;
     if ((int)barrier.waiting.size() + 1 == barrier.members) {
-        shim_ready.insert(shim_ready.end(), barrier.waiting.begin(), barrier.waiting.end());
-        barrier.waiting.clear();
+        shim_wake(barrier.waiting);
     } else {
         barrier.waiting.push_back(shim_me);
         shim_switch();
@@ -175,13 +216,22 @@ T atomicAdd(T* at, T value) {
     return before;
 }
 
-inline unsigned arrive(unsigned* at, unsigned n) { return atomicAdd(at, n); }
-// Whoever looks lets the others run: all of them look in vain only when some will never arrive.
+inline unsigned arrive(unsigned* at, unsigned n) {
+    shim_wake(shim_looking);
+    return atomicAdd(at, n);
+}
+// Whoever looks lets the others run, and who has seen nothing new waits until another arrives or
+// nobody else can go on: all of them look in vain only when some will never arrive.
 inline unsigned arrivals(const unsigned* at) {
-    if (++shim_turns > 1 << 20) shim_fail("a barrier of the grid is missed by some of its blocks");
-    shim_ready.push_back(shim_me);
+    const bool is_new = shim_me->looked_at != at || shim_me->seen != *at;
+    if (is_new) {
+        shim_let(shim_me);
+    } else {
+        shim_looking.push_back(shim_me);
+    }
     shim_switch();
-    return *at;
+    shim_me->looked_at = at;
+    return shim_me->seen = *at;
 }
 
 inline int __float_as_int(float x) { int bits; std::memcpy(&bits, &x, 4); return bits; }
@@ -235,21 +285,37 @@ inline void mma(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     }
 }
 
-inline void shim_start() {
-    shim_body(shim_arguments);
-    --shim_unfinished;
-    shim_switch();
+// Give a block its shared memory, and fibers from the first that nobody has.
+inline void shim_fill(ShimBlock& in, int at, int n_shared, size_t first) {
+    in.barrier.members = blockDim.x;
+    in.warps = std::vector<ShimWarp>(blockDim.x / 32);
+    for (ShimWarp& warp : in.warps) warp.barrier.members = 32;
+    in.shared.resize((n_shared + 15) / 16 + SHIM_GUARD);
+    for (uint4& words : in.shared) words = {(unsigned)shim_random(), 0xA5A5A5A5, 0x7FC00001, 0xA5};
+    for (int t = 0; t < blockDim.x; ++t) {
+        if (first + t == shim_fibers.size()) shim_fibers.emplace_back(new ShimFiber);
+        ShimFiber& fiber = *shim_fibers[first + t];
+        fiber.thread.x = t;
+        fiber.block.x = at;
+        fiber.in = &in;
+        fiber.looked_at = nullptr;
+        fiber.lags = t / 32 == shim_laggard || at == shim_late_block;
+        shim_let(&fiber);
+    }
+}
+
+// Run what is ready to its end, or to the first mistake.
+inline void shim_go() {
+    if (_setjmp(shim_main)) return;
+    shim_next();
 }
 
 // Run a grid, block after block or all together; sizes: grid, block, shared, seed, together.
 inline const char* shim_run(void (*body)(const void*), const void* arguments, const int* sizes) {
     const int grid = sizes[0], block = sizes[1], n_shared = sizes[2];
-    constexpr int STACK = 64 << 10, GUARD = 16;
-    auto& random = shim_random;
-    random.seed(sizes[3]);
-    shim_laggard = random() % (block / 32);
-    shim_late_block = sizes[4] ? random() % grid : -1;
-    shim_turns = 0;
+    shim_random.seed(sizes[3]);
+    shim_laggard = shim_random() % (block / 32);
+    shim_late_block = sizes[4] ? shim_random() % grid : -1;
     gridDim.x = grid;
     blockDim.x = block;
     shim_body = body;
@@ -257,43 +323,27 @@ inline const char* shim_run(void (*body)(const void*), const void* arguments, co
     const int at_once = sizes[4] ? grid : 1;
     for (int first = 0; first < grid; first += at_once) {
         std::vector<ShimBlock> blocks(at_once);
-        std::vector<ShimFiber> fibers((size_t)at_once * block);
         shim_ready.clear();
+        shim_late.clear();
+        shim_looking.clear();
         for (int b = 0; b < at_once; ++b) {
-            ShimBlock& in = blocks[b];
-            in.barrier.members = block;
-            in.warps = std::vector<ShimWarp>(block / 32);
-            for (ShimWarp& warp : in.warps) warp.barrier.members = 32;
-            in.shared.resize((n_shared + 15) / 16 + GUARD);
-            for (uint4& words : in.shared) {
-                words = {(unsigned)random(), 0xA5A5A5A5, 0x7FC00001, 0xA5};
-            }
-            for (int t = 0; t < block; ++t) {
-                ShimFiber& fiber = fibers[(size_t)b * block + t];
-                fiber.stack.reset(new char[STACK]);
-                fiber.thread.x = t;
-                fiber.block.x = first + b;
-                fiber.in = &in;
-                getcontext(&fiber.context);
-                fiber.context.uc_stack.ss_sp = fiber.stack.get();
-                fiber.context.uc_stack.ss_size = STACK;
-                fiber.context.uc_link = nullptr;
-                makecontext(&fiber.context, shim_start, 0);
-                shim_ready.push_back(&fiber);
-            }
+            shim_fill(blocks[b], first + b, n_shared, (size_t)b * block);
         }
         std::vector<std::vector<uint4>> before;
-        for (ShimBlock& in : blocks) before.emplace_back(in.shared.end() - GUARD, in.shared.end());
+        for (ShimBlock& in : blocks) {
+            before.emplace_back(in.shared.end() - SHIM_GUARD, in.shared.end());
+        }
         shim_message[0] = 0;
-        shim_unfinished = shim_ready.size();
-        shim_me = shim_ready.back();
-        shim_ready.pop_back();
-        shim_me->is_begun = true;
-        swapcontext(&shim_main, &shim_me->context);
-        if (shim_message[0]) return shim_message;
+        shim_turns = 0;
+        shim_unfinished = shim_ready.size() + shim_late.size();
+        shim_go();
+        if (shim_message[0]) {
+            shim_fibers.clear();  // in the middle of what they did
+            return shim_message;
+        }
         for (int b = 0; b < at_once; ++b) {
-            const uint4* end = blocks[b].shared.data() + blocks[b].shared.size() - GUARD;
-            if (std::memcmp(end, before[b].data(), GUARD * sizeof(uint4))) {
+            const uint4* end = blocks[b].shared.data() + blocks[b].shared.size() - SHIM_GUARD;
+            if (std::memcmp(end, before[b].data(), SHIM_GUARD * sizeof(uint4))) {
                 return "bytes behind the block's shared memory were written";
             }
         }
