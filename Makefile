@@ -19,8 +19,9 @@ GPU_STEPS := gpu-doctor gpu-tests gpu-kernels gpu-decoding gpu-training gpu-sani
 demo: $(STAMP)
 	$(BIN)/nanochat run --profile laptop
 
+# Two processes, a file at a time: most tests use one core, and some wait for rustc or a clock.
 test: $(STAMP) $(CHECKS)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[adam8,dev,browser,cluster,cuda-check,hub,peers,pypi,tensorboard]'

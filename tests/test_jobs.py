@@ -198,9 +198,10 @@ def test_a_scratch_folder_removed_once_is_made_again(scratch: Path) -> None:
 
     def remove_the_first() -> None:
         for folder in scratch.glob("nanochat-*/job/batch"):
-            if not removed:
+            if not removed:  # at once: one that vanishes file by file meets the next attempt, too
+                gone = folder.parents[1].rename(scratch / "gone")
                 removed.add(folder)
-                shutil.rmtree(folder.parents[1], ignore_errors=True)
+                shutil.rmtree(gone, ignore_errors=True)
 
     with _meanwhile(remove_the_first):
         found = verify(programs(), "test", config=SMALL)
