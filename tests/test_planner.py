@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nanochat_lib.cli.__main__ import app
-from nanochat_lib.config import load_profile, with_overrides
+from nanochat_lib.config import load_profile, profile_names, with_overrides
 from nanochat_lib.hardware.detect import Gpu, Machine, detect_machine
 from nanochat_lib.hardware.planner import count_parameters, make_plan, train_flops_per_token
 
@@ -154,3 +154,13 @@ def test_a_model_that_does_not_fit_is_told_what_would() -> None:
     need = sum(make_plan(config.model_copy(update={"pretrain": pretrain})).memory_gb.values())
     assert f"it needs {need:.1f} GB" in text
     assert need < config.hardware.gpu_memory_gb < sum(make_plan(config).memory_gb.values())
+
+
+def test_plans_of_all_profiles_have_the_same_quantities() -> None:
+    """The plan notebook lays them side by side."""
+    plans = {name: make_plan(load_profile(name), SMALL) for name in profile_names()}
+    labels = [row["quantity"].replace("GPU", "machine") for row in plans["laptop"].rows()]
+    assert len(plans) > 4
+    for name, plan in plans.items():
+        found = [row["quantity"].replace("GPU", "machine") for row in plan.rows()]
+        assert found == labels, name

@@ -64,10 +64,7 @@ class Plan:
     def rows(self) -> list[dict[str, Any]]:
         """Return the plan as quantity and value, for a table."""
         days, tflops = self.days_at_target_rate, self.required_tflops
-        summed = [
-            _row("processes that share every batch", str(self.processes)),
-            _row("gradients they sum each step", f"{self.memory_gb['gradients']:.2f} GB"),
-        ]
+        summed = f"{self.memory_gb['gradients']:.2f} GB" if self.processes > 1 else "none"
         return [
             _row("stored parameters", _count(self.parameters.stored)),
             _row("executed parameters (stored layers x loops)", _count(self.parameters.executed)),
@@ -77,7 +74,8 @@ class Plan:
             _row("TFLOP/s that rate needs", "no rate given" if tflops is None else f"{tflops:.0f}"),
             _row(f"memory on one {self.memory_device}", f"{sum(self.memory_gb.values()):.2f} GB"),
             _row("memory there is", f"{self.memory_limit_gb:.1f} GB"),
-            *(summed if self.processes > 1 else []),
+            _row("processes that share every batch", str(self.processes)),
+            _row("gradients they sum each step", summed),
         ]
 
     def memory_rows(self) -> list[dict[str, Any]]:
