@@ -35,7 +35,7 @@ def cubin(request):
         compiler.nvrtc()
     except CudaUnavailableError as error:
         pytest.skip(f"{error} (extra cuda-check)")
-    return compile_cubin(request.param)
+    return compile_cubin(request.param, ("HEAD_SIZE=64",))  # the default, and compiled once
 
 
 @pytest.fixture
